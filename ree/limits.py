@@ -1,0 +1,13 @@
+"""Bounds on everything that comes from outside."""
+
+from __future__ import annotations
+
+RANK_MAX = 12
+NODES_MAX = 1_000_000
+TENSOR_BYTES_MAX = 1 << 40
+HEADER_BYTES_MAX = 256 << 20
+NAME_BYTES_MAX = 4096
+NESTING_MAX = 32
+THREADS_MAX = 256
+BINDINGS_CACHED_MAX = 32  # plans that a dynamic program keeps
+FOLDED_BYTES_MAX = 64 << 20  # constant folding keeps no larger tensor
