@@ -1,0 +1,45 @@
+/* C = A @ B in the `dot` order, with constant (packed) or dynamic (strided) B. */
+#ifndef REE_MATMUL_H
+#define REE_MATMUL_H
+
+#include "abi.h"
+
+/* Rows of the index space are batch * m flattened (C[row] = c + row * c_row), columns are n.
+ * Strides are in floats. A's element (row, k) of a batch item lies at a + batch offset
+ * + row * a_row + k * a_k. B is packed (ree_pack_b) when b_packed is set, the same for every
+ * batch item; else element (k, col) lies at b + batch offset + k * b_k + col * b_col.
+ * With an epilogue, that function is called on sub-boxes once their C is complete and stores
+ * the results itself; without, a NaN in C is canonical. */
+typedef struct {
+    const float *a;
+    const float *b;
+    float *c;
+    int64_t a_row, a_k, b_k, b_col, c_row;
+    int64_t m, n, k;
+    int64_t b_packed;
+    int64_t batch_dims; /* 0..4 */
+    int64_t batch[4], a_batch[4], b_batch[4];
+    ree_kernel epilogue;
+    const void *epilogue_args;
+} ree_matmul_args;
+
+void ree_matmul(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch);
+
+/* Columns of one panel of packed B, rows of the register tile, floats of a vector. */
+int64_t ree_panel_cols(void);
+int64_t ree_tile_rows(void);
+int64_t ree_vector_floats(void);
+
+/* Scratch that ree_matmul needs for boxes of this size. */
+int64_t ree_matmul_scratch_bytes(int64_t rows, int64_t cols, int64_t k, int64_t b_packed);
+
+/* Floats of packed B for n columns and k rows. */
+int64_t ree_pack_b_floats(int64_t n, int64_t k);
+
+/* Pack columns [c0, c0 + cols) of B into `packed` (64-byte aligned, ree_pack_b_floats(n, k) long).
+ * `source` is the slice alone: its element (k, j) lies at source[k * source_k + j * source_col]. c0 must be
+ * a multiple of ree_panel_cols(), and so must cols unless the slice ends at n; padding becomes 0. */
+int ree_pack_b(float *packed, int64_t n, int64_t k, int64_t c0, int64_t cols, const float *source, int64_t source_k,
+               int64_t source_col);
+
+#endif

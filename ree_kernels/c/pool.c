@@ -1,0 +1,348 @@
+/* Thread pool and executor.
+ *
+ * A run's progress is one word, `progress` = step << 32 | next box. A thread claims a box by
+ * compare-and-swap; whoever finishes the last box of a step opens the next step. A step is
+ * complete when its boxes are, not when every thread has passed a barrier, so a thread that the
+ * operating system has taken off its core holds up nothing but the box in its hands.
+ *
+ * Waiting is spinning for some microseconds, then sleeping on a condition variable.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "fpstate.h"
+#include "runtime.h"
+
+enum { MAX_THREADS = 1024, SPINS = 4000 };
+#define MAX_BOXES ((int64_t)1 << 31)
+#define HUGE_PAGE ((size_t)2 << 20)
+#define LINE 64
+
+static struct {
+    /* one run at a time */
+    pthread_mutex_t run_lock;
+    const ree_step *steps;
+    int64_t n_steps;
+    int64_t n_threads; /* wanted, the caller's included */
+    int64_t n_workers; /* started */
+    pthread_t workers[MAX_THREADS];
+    /* sleeping */
+    pthread_mutex_t sleep_lock;
+    pthread_cond_t wake;
+    _Alignas(LINE) atomic_int sleepers;
+    _Alignas(LINE) atomic_uint epoch;      /* changes when there may be something new to do */
+    _Alignas(LINE) atomic_ullong progress; /* step << 32 | next box */
+    _Alignas(LINE) atomic_llong done;      /* finished boxes of the step */
+    _Alignas(LINE) atomic_int open;        /* a run is on: steps may be read */
+    _Alignas(LINE) atomic_int inside;      /* workers that may be reading steps */
+    atomic_int error;
+    atomic_int stop;
+} pool = {
+    .run_lock = PTHREAD_MUTEX_INITIALIZER,
+    .sleep_lock = PTHREAD_MUTEX_INITIALIZER,
+    .wake = PTHREAD_COND_INITIALIZER,
+    .n_threads = 1,
+};
+
+/* -- scratch ---------------------------------------------------------------------------- */
+
+typedef struct {
+    void *memory;
+    size_t size;
+} scratch_t;
+
+static pthread_key_t scratch_key;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void free_scratch(void *held)
+{
+    scratch_t *scratch = held;
+    free(scratch->memory);
+    free(scratch);
+}
+
+/* This thread's scratch, at least `size` bytes, 64-byte aligned; NULL if there is no memory. */
+static void *get_scratch(size_t size)
+{
+    scratch_t *scratch = pthread_getspecific(scratch_key);
+    if (!scratch) {
+        scratch = calloc(1, sizeof *scratch);
+        if (!scratch || pthread_setspecific(scratch_key, scratch)) {
+            free(scratch);
+            return NULL;
+        }
+    }
+    if (size > scratch->size || !scratch->memory) {
+        const size_t align = size >= HUGE_PAGE ? HUGE_PAGE : LINE;
+        const size_t rounded = (size + align) / align * align;
+        void *memory = NULL;
+        if (posix_memalign(&memory, align, rounded))
+            return NULL;
+#if defined(__linux__)
+        if (align == HUGE_PAGE)
+            madvise(memory, rounded, MADV_HUGEPAGE); /* a hint: failure costs speed only */
+#endif
+        free(scratch->memory);
+        scratch->memory = memory;
+        scratch->size = rounded;
+    }
+    return scratch->memory;
+}
+
+/* -- waiting ---------------------------------------------------------------------------- */
+
+static inline void cpu_relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static void notify(void)
+{
+    atomic_fetch_add(&pool.epoch, 1);
+    if (atomic_load(&pool.sleepers) > 0) {
+        pthread_mutex_lock(&pool.sleep_lock);
+        pthread_cond_broadcast(&pool.wake);
+        pthread_mutex_unlock(&pool.sleep_lock);
+    }
+}
+
+/* Return once the epoch differs from `seen`. */
+static void wait_epoch(unsigned seen)
+{
+    for (int i = 0; i < SPINS; i++) {
+        if (atomic_load_explicit(&pool.epoch, memory_order_acquire) != seen)
+            return;
+        cpu_relax();
+    }
+    pthread_mutex_lock(&pool.sleep_lock);
+    atomic_fetch_add(&pool.sleepers, 1);
+    while (atomic_load(&pool.epoch) == seen)
+        pthread_cond_wait(&pool.wake, &pool.sleep_lock);
+    atomic_fetch_sub(&pool.sleepers, 1);
+    pthread_mutex_unlock(&pool.sleep_lock);
+}
+
+/* -- running ---------------------------------------------------------------------------- */
+
+static inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+
+static inline int64_t count_boxes(const ree_step *step)
+{
+    return ceil_div(step->rows, step->row_grain) * ceil_div(step->cols, step->col_grain);
+}
+
+static void run_box(const ree_step *step, int64_t box)
+{
+    const int64_t across = ceil_div(step->cols, step->col_grain);
+    const int64_t r0 = box / across * step->row_grain;
+    const int64_t c0 = box % across * step->col_grain;
+    const int64_t r1 = step->rows - r0 < step->row_grain ? step->rows : r0 + step->row_grain;
+    const int64_t c1 = step->cols - c0 < step->col_grain ? step->cols : c0 + step->col_grain;
+    void *scratch = get_scratch((size_t)step->scratch_bytes);
+    if (scratch)
+        step->kernel(step->args, r0, r1, c0, c1, scratch);
+    else
+        atomic_store(&pool.error, ENOMEM);
+}
+
+/* Open the first step from `step` on that has a box (or the end of the run). */
+static void open_step(int64_t step)
+{
+    while (step < pool.n_steps && count_boxes(&pool.steps[step]) == 0)
+        step++;
+    atomic_store(&pool.done, 0);
+    atomic_store(&pool.progress, (unsigned long long)step << 32);
+    notify();
+}
+
+/* Take part in the run until all steps are complete. */
+static void work(void)
+{
+    const uint64_t saved = fp_enter();
+    for (;;) {
+        const unsigned seen = atomic_load(&pool.epoch);
+        unsigned long long now = atomic_load(&pool.progress);
+        const int64_t number = (int64_t)(now >> 32);
+        if (number >= pool.n_steps)
+            break;
+        const ree_step *step = &pool.steps[number];
+        const int64_t boxes = count_boxes(step);
+        const int64_t box = (int64_t)(now & 0xffffffffu);
+        if (box >= boxes) {
+            wait_epoch(seen);
+        } else if (atomic_compare_exchange_strong(&pool.progress, &now, now + 1)) {
+            run_box(step, box);
+            if (atomic_fetch_add(&pool.done, 1) + 1 == boxes)
+                open_step(number + 1);
+        }
+    }
+    fp_set(saved);
+}
+
+static void *worker(void *unused)
+{
+    (void)unused;
+    while (!atomic_load(&pool.stop)) {
+        const unsigned seen = atomic_load(&pool.epoch);
+        atomic_fetch_add(&pool.inside, 1);
+        if (atomic_load(&pool.open))
+            work();
+        atomic_fetch_sub(&pool.inside, 1);
+        if (!atomic_load(&pool.stop))
+            wait_epoch(seen);
+    }
+    return NULL;
+}
+
+/* -- threads ---------------------------------------------------------------------------- */
+
+static void lock_all(void)
+{
+    pthread_mutex_lock(&pool.run_lock);
+    pthread_mutex_lock(&pool.sleep_lock);
+}
+
+static void unlock_all(void)
+{
+    pthread_mutex_unlock(&pool.sleep_lock);
+    pthread_mutex_unlock(&pool.run_lock);
+}
+
+/* A forked child has none of its parent's threads: it starts its own when it first needs them. */
+static void start_afresh(void)
+{
+    pthread_cond_init(&pool.wake, NULL);
+    atomic_store(&pool.sleepers, 0);
+    atomic_store(&pool.inside, 0);
+    atomic_store(&pool.open, 0);
+    pool.n_workers = 0;
+    unlock_all();
+}
+
+static void initialise(void)
+{
+    pthread_key_create(&scratch_key, free_scratch);
+    pthread_atfork(lock_all, unlock_all, start_afresh);
+}
+
+static void stop_workers(void)
+{
+    atomic_store(&pool.stop, 1);
+    notify();
+    for (int64_t i = 0; i < pool.n_workers; i++)
+        pthread_join(pool.workers[i], NULL);
+    pool.n_workers = 0;
+    atomic_store(&pool.stop, 0);
+}
+
+static int start_workers(void)
+{
+    if (pool.n_workers > pool.n_threads - 1)
+        stop_workers();
+    while (pool.n_workers < pool.n_threads - 1) {
+        const int failed = pthread_create(&pool.workers[pool.n_workers], NULL, worker, NULL);
+        if (failed)
+            return failed;
+        pool.n_workers++;
+    }
+    return 0;
+}
+
+static int check_step(const ree_step *step)
+{
+    if (!step->kernel || step->rows < 0 || step->cols < 0 || step->row_grain < 1 || step->col_grain < 1 ||
+        step->scratch_bytes < 0)
+        return EINVAL;
+    const int64_t down = ceil_div(step->rows, step->row_grain), across = ceil_div(step->cols, step->col_grain);
+    return down > MAX_BOXES || across > MAX_BOXES || (across && down > MAX_BOXES / across) ? EINVAL : 0;
+}
+
+int ree_run(const ree_step *steps, int64_t n_steps)
+{
+    if (n_steps < 0 || n_steps > MAX_BOXES || (n_steps && !steps))
+        return EINVAL;
+    for (int64_t i = 0; i < n_steps; i++)
+        if (check_step(&steps[i]))
+            return EINVAL;
+    pthread_once(&once, initialise);
+    pthread_mutex_lock(&pool.run_lock);
+    int status = start_workers();
+    if (!status) {
+        pool.steps = steps;
+        pool.n_steps = n_steps;
+        atomic_store(&pool.error, 0);
+        atomic_store(&pool.progress, 0);
+        atomic_store(&pool.open, 1);
+        open_step(0);
+        work();
+        /* A worker enters only while `open`: once none is inside, nobody reads steps. */
+        atomic_store(&pool.open, 0);
+        for (int i = 0; atomic_load(&pool.inside) > 0; i++) {
+            cpu_relax();
+            if (i > SPINS)
+                sched_yield();
+        }
+        status = atomic_load(&pool.error);
+    }
+    pthread_mutex_unlock(&pool.run_lock);
+    return status;
+}
+
+int ree_set_threads(int64_t n_threads)
+{
+    if (n_threads < 1 || n_threads > MAX_THREADS)
+        return EINVAL;
+    pthread_once(&once, initialise);
+    pthread_mutex_lock(&pool.run_lock);
+    pool.n_threads = n_threads;
+    pthread_mutex_unlock(&pool.run_lock);
+    return 0;
+}
+
+int64_t ree_get_threads(void) { return pool.n_threads; }
+
+int ree_cpu_has(const char *isa)
+{
+#if defined(__x86_64__)
+    if (!strcmp(isa, "avx2"))
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (!strcmp(isa, "avx512"))
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+               __builtin_cpu_supports("fma");
+#elif defined(__aarch64__)
+    if (!strcmp(isa, "neon"))
+        return 1;
+#endif
+    return !strcmp(isa, "portable");
+}
+
+/* -- for tests -------------------------------------------------------------------------- */
+
+uint64_t ree_fp_state(void) { return fp_get(); }
+void ree_set_fp_state(uint64_t state) { fp_set(state); }
+
+void ree_trace_kernel(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch)
+{
+    const ree_trace *trace = args;
+    for (volatile int64_t i = 0; i < trace->spin; i++)
+        ;
+    *(volatile char *)scratch = 1; /* scratch must be there */
+    for (int64_t r = r0; r < r1; r++)
+        for (int64_t c = c0; c < c1; c++) {
+            trace->out[r * trace->cols + c] += 1;
+            trace->fp_state[r * trace->cols + c] = fp_get();
+        }
+}

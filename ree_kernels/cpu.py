@@ -1,0 +1,92 @@
+"""Chooses, loads and runs the CPU kernels.
+
+`REE_ISA=portable|avx2|avx512|neon` forces an instruction set; otherwise the best that the
+processor has is taken. All give the same bits.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from types import ModuleType
+from typing import Any
+
+from ree_kernels import KernelError
+from ree_kernels.build import isas
+
+ISA_VARIABLE = "REE_ISA"
+
+
+class Kernels:
+    """The kernels of one instruction set.
+
+    `lib` has the C functions, `ffi` the struct layouts (`ffi.new("ree_matmul_args *")`).
+    """
+
+    def __init__(self, isa: str) -> None:
+        self.isa = isa
+        module = _module(isa)
+        self.ffi: Any = module.ffi
+        self.lib: Any = module.lib
+        self.panel_cols = int(self.lib.ree_panel_cols())
+        self.tile_rows = int(self.lib.ree_tile_rows())
+
+    def address(self, name: str) -> int:
+        """Address of a C function, for `ree_step.kernel` or a JIT-compiled caller."""
+        try:
+            return int(self.ffi.cast("uintptr_t", self.ffi.addressof(self.lib, name)))
+        except AttributeError:
+            raise KernelError(f"no kernel named {name!r} for {self.isa}") from None
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(f"ree_kernels._{name}")
+    except ImportError as error:
+        raise KernelError(f"the {name} kernels are not built ({error}): run python -m ree_kernels.build") from None
+
+
+@functools.cache
+def runtime() -> Any:
+    """The module of the pool and executor (`ffi`, `lib`)."""
+    return _module("runtime")
+
+
+def supported() -> list[str]:
+    """Instruction sets that this processor can run, best last."""
+    return [isa for isa in isas() if runtime().lib.ree_cpu_has(isa.encode())]
+
+
+@functools.cache
+def load(isa: str) -> Kernels:
+    """The kernels of a named instruction set; KernelError if this processor lacks it."""
+    if isa not in supported():
+        raise KernelError(f"{ISA_VARIABLE}={isa}: this processor runs {', '.join(supported())}")
+    return Kernels(isa)
+
+
+@functools.cache
+def kernels() -> Kernels:
+    """The kernels that this process uses."""
+    return load(os.environ.get(ISA_VARIABLE) or supported()[-1])
+
+
+def address(name: str) -> int:
+    """Address of a kernel of this process's instruction set."""
+    return kernels().address(name)
+
+
+def threads(n: int | None = None) -> int:
+    """The number of threads of later runs; sets it first if `n` is given (1..1024)."""
+    lib = runtime().lib
+    if n is not None and lib.ree_set_threads(n):
+        raise KernelError(f"threads({n}): the number must be in 1..1024")
+    return int(lib.ree_get_threads())
+
+
+def run(steps: Any, n_steps: int) -> None:
+    """Run the steps (`runtime().ffi.new("ree_step[]", n)`) in order; the GIL is released."""
+    status = runtime().lib.ree_run(steps, n_steps)
+    if status:
+        raise KernelError(f"the executor failed: {os.strerror(status)}")
