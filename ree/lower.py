@@ -58,6 +58,7 @@ class Lowering:
         self.outputs: tuple[TensorType | None, ...] = ()  # types that torch gives the call being lowered
         self.target = ""
         self.source = ""
+        self.random_streams = 0  # random nodes so far: each draws from a stream of its own
 
     # -- values -------------------------------------------------------------------
     def input(self, name: str, type: TensorType) -> T:
@@ -81,6 +82,11 @@ class Lowering:
         self._nodes.append(node)
         self._known[key] = self._handle("node", len(self._nodes) - 1, type)
         return self._known[key]
+
+    def producer(self, x: T) -> str | None:
+        """Name of the operator that made a value; None for inputs and constants."""
+        kind, position = self._handles[x.id]
+        return self._nodes[position].op if kind == "node" else None
 
     # -- helpers that most rules need -------------------------------------------------
     @property
