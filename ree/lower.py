@@ -97,6 +97,8 @@ class Lowering:
         return self.outputs[0]
 
     def full(self, shape: Sequence[int | Dim], value: int | float | bool, dtype: DType) -> T:
+        if isinstance(value, int | float):  # one form for one value: 1 and 1.0 are equal nodes
+            value = bool(value) if dtype is DType.BOOL else float(value) if dtype.is_float else int(value)
         return self.emit("full", shape=tuple(shape), value=value, dtype=dtype.value)
 
     def cast(self, x: T, dtype: DType) -> T:
@@ -150,7 +152,7 @@ class Lowering:
                 dtype = to_torch_dtype(a.dtype)
             else:
                 slot = "wrappedResult"
-                dtype = {bool: torch.bool, int: torch.int64}.get(type(a), torch.get_default_dtype())
+                dtype = {bool: torch.bool, int: torch.int64, Dim: torch.int64}.get(type(a), torch.get_default_dtype())
             old = state[slot]
             state[slot] = dtype if old is None else torch.promote_types(old, dtype)
         dtype = _combine(torch, state)
