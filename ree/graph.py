@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ree import dims
 from ree.dims import Dim
@@ -28,13 +28,25 @@ class GraphInput:
     type: TensorType
 
 
+class Data(Protocol):
+    """Tensor data that is read when it is needed (from a file)."""
+
+    def read(self) -> np.ndarray: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """A weight, buffer or folded tensor: C-contiguous, little endian."""
+    """A weight, buffer or folded tensor: C-contiguous, little endian, in memory or in a file."""
 
     name: str
     type: TensorType
-    data: np.ndarray
+    data: np.ndarray | Data
+
+    def array(self) -> np.ndarray:
+        """The data; read from the file at each call if it lies in one."""
+        data: Any = self.data
+        found: np.ndarray = data.read() if hasattr(data, "read") else data
+        return found
 
 
 @dataclass(frozen=True, slots=True)

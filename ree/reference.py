@@ -16,7 +16,7 @@ from ree.ops.spec import operator
 
 def evaluate(graph: Graph, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Outputs of a static graph for inputs in order (C-contiguous, dtypes of `DType.numpy`)."""
-    values: list[np.ndarray] = [*arrays, *(constant.data for constant in graph.constants)]
+    values: list[np.ndarray] = [*arrays, *(constant.array() for constant in graph.constants)]
     for node in graph.nodes:
         types = [graph.type_of(v) for v in node.inputs]
         program = operator(node.op).program(types, node.type, node.attrs)

@@ -420,6 +420,14 @@ class Builder:
         self._scopes[-1].body.append(instr)
         return outputs
 
+    def scope_of(self, value: Value) -> object:
+        """The region that holds a value, as a token for `in_scope`."""
+        return self._scopes[self._depth[value.id]]
+
+    def in_scope(self, scope: object) -> bool:
+        """True while the region of this token is still open."""
+        return any(scope is open_scope for open_scope in self._scopes)
+
     # -- finish -----------------------------------------------------------------
     def finish(self, results: Sequence[Value], dtypes: Sequence[DType]) -> Program:
         """The checked program that stores these values with these storage dtypes."""

@@ -1,0 +1,54 @@
+"""ree: a deterministic compiler for machine learning. Same program, same input, same bits, everywhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ree.errors import (
+    CaptureError,
+    DeviceError,
+    DTypeError,
+    Error,
+    FormatError,
+    GraphError,
+    InputError,
+    LimitError,
+    RunError,
+    ShapeError,
+    UnsupportedError,
+    VerificationError,
+)
+
+if TYPE_CHECKING:
+    from ree.api import Program, compile, load, threads
+
+__version__ = "0.1.0"
+_LAZY = ("Program", "compile", "load", "threads")
+
+__all__ = [
+    "CaptureError",
+    "DTypeError",
+    "DeviceError",
+    "Error",
+    "FormatError",
+    "GraphError",
+    "InputError",
+    "LimitError",
+    "Program",
+    "RunError",
+    "ShapeError",
+    "UnsupportedError",
+    "VerificationError",
+    "compile",
+    "load",
+    "threads",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what needs NumPy and the kernels only when it is used, so that `import ree` is quick."""
+    if name in _LAZY:
+        import ree.api
+
+        return getattr(ree.api, name)
+    raise AttributeError(f"module 'ree' has no attribute {name!r}")

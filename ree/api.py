@@ -1,0 +1,64 @@
+"""What users import: compile, load, threads, and the torch.compile backend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ree.errors import DeviceError, InputError
+from ree.program import Program, load
+
+
+def compile(
+    model: Any,
+    example_inputs: Any = None,
+    dynamic_shapes: Any = None,
+    device: str = "cpu",
+) -> Program:
+    """Compile a model to a program that gives the same bits on every processor.
+
+    model: nn.Module (used in its current mode; call .eval() first) or an ExportedProgram;
+    example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword
+    arguments; dynamic_shapes: as torch.export.export takes them. Raises CaptureError,
+    UnsupportedError (an operator without a definition), DeviceError.
+    """
+    from ree.capture import capture
+    from ree.passes import prepare
+
+    if device != "cpu":
+        raise DeviceError(f"device {device!r} is not supported; use 'cpu'")
+    args, kwargs = _arguments(example_inputs)
+    captured = capture(model, args, kwargs, dynamic_shapes)
+    return Program(prepare(captured.graph), captured.inputs, captured.outputs, captured.rebuild)
+
+
+def _arguments(example_inputs: Any) -> tuple[Sequence[Any] | None, Mapping[str, Any] | None]:
+    if example_inputs is None:
+        return None, None
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, tuple | list):
+        return tuple(example_inputs), {}
+    if hasattr(example_inputs, "shape"):
+        return (example_inputs,), {}
+    raise InputError("example_inputs is a tensor, a tuple of arguments or a dict of keyword arguments")
+
+
+def threads(n: int | None = None) -> int:
+    """The number of threads that runs use; `n` sets it. Results never depend on it."""
+    import ree_kernels.cpu as cpu
+
+    try:
+        return cpu.threads(n)
+    except cpu.KernelError as error:
+        raise InputError(str(error)) from None
+
+
+def backend(graph_module: Any, example_inputs: Sequence[Any], **options: Any) -> Any:
+    """The backend of `torch.compile(model, backend="ree")`."""
+    from ree.dynamo import compile_graph
+
+    return compile_graph(graph_module, example_inputs)
+
+
+__all__ = ["Program", "backend", "compile", "load", "threads"]

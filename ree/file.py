@@ -1,0 +1,263 @@
+"""The `.ree` file: a safetensors file whose metadata holds the program.
+
+Tensors `c0`, `c1`, ... are the constants; metadata key "ree" is the program as canonical
+JSON, "ree.digest" its BLAKE3. Weights are read when they are needed and checked against
+the digests in the program. Nothing in a file is executed or unpickled, and every length
+is checked before it is used (docs/SPEC.md, "Program file").
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import blake3
+import numpy as np
+
+from ree import dims, structure
+from ree.dims import Dim
+from ree.errors import Error, FormatError, LimitError
+from ree.graph import Constant, Graph, GraphInput, Node, check
+from ree.limits import HEADER_BYTES_MAX, NAME_BYTES_MAX, NESTING_MAX, NODES_MAX, RANK_MAX, TENSOR_BYTES_MAX
+from ree.types import DType, TensorType
+
+VERSION = 1
+_SAFETENSORS = {
+    DType.BOOL: "BOOL",
+    DType.I8: "I8",
+    DType.U8: "U8",
+    DType.I16: "I16",
+    DType.I32: "I32",
+    DType.I64: "I64",
+    DType.U32: "U32",
+    DType.U64: "U64",
+    DType.F16: "F16",
+    DType.BF16: "BF16",
+    DType.F32: "F32",
+    DType.F64: "F64",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FileData:
+    """A constant's bytes in a file; `read` gives them, checked against their digest."""
+
+    path: Path
+    offset: int
+    type: TensorType
+    digest: bytes
+
+    def read(self) -> np.ndarray:
+        count = self.type.numel()
+        try:
+            data = np.fromfile(self.path, self.type.dtype.numpy, count, offset=self.offset)
+        except OSError as error:
+            raise FormatError(f"{self.path}: {error.strerror or error}") from None
+        if data.size != count or digest(data) != self.digest:
+            raise FormatError(f"{self.path}: a weight is truncated or altered")
+        return data.reshape(tuple(int(n) for n in self.type.shape))  # type: ignore[arg-type]
+
+
+def digest(data: np.ndarray) -> bytes:
+    """BLAKE3 of an array's bytes in C order: the tensor's data root."""
+    flat = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+    return blake3.blake3(memoryview(flat), max_threads=blake3.blake3.AUTO).digest()
+
+
+# -- writing --------------------------------------------------------------------------
+
+
+def describe(graph: Graph, inputs: Any, outputs: Any) -> dict[str, Any]:
+    """The program as JSON values: everything but the constants' bytes."""
+    return {
+        "version": VERSION,
+        "symbols": {name: list(bounds) for name, bounds in sorted(graph.symbols.items())},
+        "inputs": [[i.name, _type_json(i.type)] for i in graph.inputs],
+        "constants": [[c.name, _type_json(c.type), _digest_of(c).hex()] for c in graph.constants],
+        "nodes": [
+            [n.op, list(n.inputs), {k: _attr_json(v) for k, v in sorted(n.attrs.items())}, _type_json(n.type)]
+            for n in graph.nodes
+        ],
+        "outputs": graph.outputs,
+        "structure": [inputs, outputs],
+    }
+
+
+def canonical(value: Any) -> bytes:
+    """Canonical JSON: sorted keys, no spaces, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def save(path: str | os.PathLike[str], graph: Graph, inputs: Any, outputs: Any) -> None:
+    """Write a program file; a file of that name is replaced only once the new one is complete."""
+    program = canonical(describe(graph, inputs, outputs))
+    header: dict[str, Any] = {
+        "__metadata__": {"ree": program.decode("ascii"), "ree.digest": blake3.blake3(program).hexdigest()}
+    }
+    offset = 0
+    for number, constant in enumerate(graph.constants):
+        size = constant.type.size_bytes()
+        shape = list(constant.type.shape)
+        offsets = [offset, offset + size]
+        header[f"c{number}"] = {"dtype": _SAFETENSORS[constant.type.dtype], "shape": shape, "data_offsets": offsets}
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode("ascii")
+    text += b" " * (-len(text) % 64 + 56)  # data starts at a multiple of 64 bytes
+    if len(text) > HEADER_BYTES_MAX:
+        raise LimitError(f"the program's header has {len(text)} bytes, more than {HEADER_BYTES_MAX}")
+    _write(Path(path), text, graph.constants)
+
+
+def _write(path: Path, header: bytes, constants: list[Constant]) -> None:
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent or ".", prefix=path.name, suffix=".part")
+    except OSError as error:
+        raise FormatError(f"cannot write {path}: {error.strerror}") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(struct.pack("<Q", len(header)))
+            file.write(header)
+            for constant in constants:
+                file.write(memoryview(np.ascontiguousarray(constant.array()).reshape(-1).view(np.uint8)))
+        os.replace(temporary, path)
+    except OSError as error:
+        raise FormatError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _digest_of(constant: Constant) -> bytes:
+    return constant.data.digest if isinstance(constant.data, FileData) else digest(constant.array())
+
+
+def _type_json(type: TensorType) -> list[Any]:
+    return [type.dtype.value, [dims.to_json(n) for n in type.shape]]
+
+
+def _attr_json(value: Any) -> Any:
+    """bool, str, None and integers as they are; {"f": hex}, {"d": dim} and lists for the rest."""
+    if isinstance(value, tuple | list):
+        return [_attr_json(item) for item in value]
+    if isinstance(value, Dim):
+        return {"d": dims.to_json(value)}
+    if isinstance(value, float):
+        return {"f": value.hex()}
+    return value
+
+
+# -- reading ---------------------------------------------------------------------------
+
+
+def load(path: str | os.PathLike[str]) -> tuple[Graph, Any, Any]:
+    """Read a program file: (graph, input structure, output structure). FormatError on anything else."""
+    where = Path(path)
+    try:
+        size_bytes = where.stat().st_size
+        with where.open("rb") as file:
+            prefix = file.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+            if not 2 <= length <= min(HEADER_BYTES_MAX, size_bytes - 8):
+                raise FormatError(f"{where}: not a .ree file (or truncated)")
+            text = file.read(length)
+    except OSError as error:
+        raise FormatError(f"{where}: {error.strerror}") from None
+    try:
+        return _parse(where, text, 8 + length, size_bytes)
+    except Error as error:
+        raise FormatError(f"{where}: {error}") from None
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError) as error:
+        raise FormatError(f"{where}: the program is malformed ({type(error).__name__})") from None
+    except (AssertionError, ZeroDivisionError, MemoryError) as error:
+        raise FormatError(f"{where}: the program is malformed ({type(error).__name__})") from None
+
+
+def _parse(path: Path, text: bytes, data_start: int, size_bytes: int) -> tuple[Graph, Any, Any]:
+    header = json.loads(text)
+    metadata = header["__metadata__"]
+    program_text = metadata["ree"].encode("ascii")
+    if blake3.blake3(program_text).hexdigest() != metadata["ree.digest"]:
+        raise FormatError("the program does not match its digest")
+    program = json.loads(program_text)
+    if program["version"] != VERSION:
+        raise FormatError(f"format version {program['version']} is not supported")
+    if len(program["nodes"]) > NODES_MAX:
+        raise FormatError("too many nodes")
+    graph = Graph(
+        [GraphInput(_name(name), _type(type)) for name, type in program["inputs"]],
+        [
+            _constant(path, header[f"c{n}"], entry, data_start, size_bytes)
+            for n, entry in enumerate(program["constants"])
+        ],
+        [_node(entry) for entry in program["nodes"]],
+        [_int(v) for v in program["outputs"]],
+        {_name(k): (_int(low), _int(high)) for k, (low, high) in program["symbols"].items()},
+    )
+    inputs, outputs = program["structure"]
+    if structure.check(inputs) != len(graph.inputs) or structure.check(outputs) != len(graph.outputs):
+        raise FormatError("the structures do not fit the inputs and outputs")
+    check(graph)
+    return graph, inputs, outputs
+
+
+def _constant(path: Path, entry: Mapping[str, Any], description: Any, data_start: int, size_bytes: int) -> Constant:
+    name, type_json, hex_digest = description
+    type = _type(type_json)
+    start, end = (_int(v) for v in entry["data_offsets"])
+    static = type.is_static and entry["dtype"] == _SAFETENSORS[type.dtype] and entry["shape"] == list(type.shape)
+    if not static or end - start != type.size_bytes() or not 0 <= start <= end <= size_bytes - data_start:
+        raise FormatError(f"constant {name!r} does not fit the file")
+    checksum = bytes.fromhex(hex_digest)
+    return Constant(_name(name), type, FileData(path, data_start + start, type, checksum))
+
+
+def _node(entry: Any) -> Node:
+    op, inputs, attrs, type = entry
+    return Node(_name(op), tuple(_int(v) for v in inputs), {_name(k): _attr(v) for k, v in attrs.items()}, _type(type))
+
+
+def _type(entry: Any) -> TensorType:
+    dtype, shape = entry
+    if len(shape) > RANK_MAX:
+        raise FormatError(f"a tensor of {len(shape)} axes")
+    result = TensorType(tuple(dims.from_json(n) for n in shape), DType(dtype))
+    if any(isinstance(n, int) and n < 0 for n in result.shape):
+        raise FormatError("a negative extent")
+    if result.is_static and result.size_bytes() > TENSOR_BYTES_MAX:
+        raise FormatError("a tensor is too large")
+    return result
+
+
+def _attr(value: Any, depth: int = 0) -> Any:
+    if depth > NESTING_MAX:
+        raise FormatError("an attribute is nested too deeply")
+    if isinstance(value, list):
+        return tuple(_attr(item, depth + 1) for item in value)
+    if isinstance(value, dict):
+        ((kind, item),) = value.items()
+        if kind == "f":
+            return float.fromhex(item)
+        if kind == "d":
+            return dims.from_json(item)
+        raise FormatError(f"unknown attribute kind {kind!r}")
+    if isinstance(value, float):
+        raise FormatError("a float attribute is written in hex")
+    return value
+
+
+def _int(value: Any) -> int:
+    if type(value) is not int or abs(value) >= 1 << 62:
+        raise FormatError("an integer is expected")
+    return value
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > NAME_BYTES_MAX:
+        raise FormatError("a name is expected")
+    return value

@@ -1,0 +1,133 @@
+"""Graph passes before planning: outputs of their own, constant folding, removal of the unused.
+
+Each gives a new graph with the same meaning; the graph is checked after every pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from ree.graph import Constant, Graph, Node, check
+from ree.limits import FOLDED_BYTES_MAX
+from ree.ops.spec import operator
+
+
+def prepare(graph: Graph) -> Graph:
+    """All passes, in order."""
+    for step in (own_outputs, prune, fold, prune):
+        graph = step(graph)
+        check(graph)
+    return graph
+
+
+def own_outputs(graph: Graph) -> Graph:
+    """Every output is a node of its own, never an input, a constant, a view or a repetition."""
+    nodes = list(graph.nodes)
+    outputs: list[int] = []
+    for value in graph.outputs:
+        node = graph.node_of(value)
+        if node is None or operator(node.op).kind == "view" or value in outputs:
+            nodes.append(Node("copy", (value,), {}, graph.type_of(value)))
+            value = graph.first_node + len(nodes) - 1
+        outputs.append(value)
+    return replace(graph, nodes=nodes, outputs=outputs)
+
+
+def prune(graph: Graph) -> Graph:
+    """The graph without nodes and constants that no output needs (inputs stay: they are the interface)."""
+    needed = set(graph.outputs)
+    for value in reversed(range(graph.first_node, graph.value_count)):
+        node = graph.node_of(value)
+        if value in needed and node is not None:
+            needed.update(node.inputs)
+    first_constant = len(graph.inputs)
+    kept_constants = [v for v in range(first_constant, graph.first_node) if v in needed]
+    kept_nodes = [v for v in range(graph.first_node, graph.value_count) if v in needed]
+    number = {v: v for v in range(first_constant)}
+    number.update({v: first_constant + n for n, v in enumerate([*kept_constants, *kept_nodes])})
+    return replace(
+        graph,
+        constants=[graph.constants[v - first_constant] for v in kept_constants],
+        nodes=[_renumbered(graph.nodes[v - graph.first_node], number) for v in kept_nodes],
+        outputs=[number[v] for v in graph.outputs],
+    )
+
+
+def _renumbered(node: Node, number: dict[int, int]) -> Node:
+    return replace(node, inputs=tuple(number[v] for v in node.inputs))
+
+
+def fold(graph: Graph) -> Graph:
+    """Nodes that depend on constants alone become constants, computed by the kernels that would run them."""
+    frontier = _frontier(graph)
+    if not frontier:
+        return graph
+    results = _compute(graph, frontier)
+    folded = [
+        Constant(f"folded_{v - graph.first_node}", graph.type_of(v), data)
+        for v, data in zip(frontier, results, strict=True)
+    ]
+    number = {v: v for v in range(graph.first_node)}
+    number.update({v: graph.first_node + n for n, v in enumerate(frontier)})
+    nodes = []
+    for offset, node in enumerate(graph.nodes):
+        value = graph.first_node + offset
+        if value not in number:
+            nodes.append(_renumbered(node, number))
+            number[value] = graph.first_node + len(frontier) + len(nodes) - 1
+    return replace(
+        graph,
+        constants=[*graph.constants, *folded],
+        nodes=nodes,
+        outputs=[number[v] for v in graph.outputs],
+    )
+
+
+def _frontier(graph: Graph) -> list[int]:
+    """Values to compute now: constant, read by something that is not, and more than a view or a fill."""
+    constant = [len(graph.inputs) <= v < graph.first_node for v in range(graph.value_count)]
+    for value in range(graph.first_node, graph.value_count):
+        node = graph.node_of(value)
+        assert node is not None
+        constant[value] = node.type.is_static and all(constant[v] for v in node.inputs)
+    uses = graph.uses()
+    found: set[int] = set()
+    for value in range(graph.first_node, graph.value_count):
+        outside = any(not constant[user] for user in uses[value]) or value in graph.outputs
+        if constant[value] and outside:
+            source = _behind_views(graph, value)
+            node = graph.node_of(source)
+            small = graph.type_of(source).size_bytes() <= FOLDED_BYTES_MAX
+            if node is not None and node.inputs and source not in graph.outputs and small:
+                found.add(source)
+    return sorted(found)
+
+
+def _behind_views(graph: Graph, value: int) -> int:
+    node = graph.node_of(value)
+    while node is not None and operator(node.op).kind == "view":
+        value = node.inputs[0]
+        node = graph.node_of(value)
+    return value
+
+
+def _compute(graph: Graph, values: list[int]) -> list[np.ndarray]:
+    from ree.plan.planner import Planner
+    from ree.plan.weights import Weights
+
+    part = _without_inputs(prune(own_outputs(replace(graph, outputs=list(values)))))
+    plan = Planner(part, Weights(part.constants)).run()
+    types = [part.type_of(v) for v in part.outputs]
+    results = [np.empty(tuple(int(n) for n in t.shape), t.dtype.numpy) for t in types]  # type: ignore[arg-type]
+    plan.run([], [r.ctypes.data for r in results])
+    return results
+
+
+def _without_inputs(graph: Graph) -> Graph:
+    """A graph that reads no input, without its inputs."""
+    count = len(graph.inputs)
+    number = {v: v - count for v in range(count, graph.value_count)}
+    nodes = [_renumbered(node, number) for node in graph.nodes]
+    return Graph([], graph.constants, nodes, [v - count for v in graph.outputs])

@@ -1,0 +1,223 @@
+"""Static graph -> Plan: decides layouts, emits steps in order, and places buffers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ree.graph import Graph, Node
+from ree.plan import schedules
+from ree.plan.fuse import Fuser, Kernel, merge_axes
+from ree.plan.group import SCHEDULED, Grouper, Groups, has_folds, node_program, size_of
+from ree.plan.layout import Layout, contiguous, view
+from ree.plan.step import Buffer, Plan, Slot, Step
+from ree.plan.weights import Weights
+
+_TASK_INSTRUCTIONS = 1 << 20  # element instructions of one box, about 50 us
+_TASK_ELEMENTS_MIN = 2048
+
+
+@dataclass
+class Planner:
+    """Plans one static graph for one instruction set.
+
+    weights: addresses and packed forms of the graph's constants, shared between plans.
+    """
+
+    graph: Graph
+    weights: Weights
+    groups: Groups = field(init=False)
+    layouts: dict[int, Layout] = field(init=False, default_factory=dict)
+    base: dict[int, int] = field(init=False, default_factory=dict)  # value -> value that owns its memory
+    buffers: dict[int, Buffer] = field(init=False, default_factory=dict)  # owning value -> buffer
+    steps: list[Step] = field(init=False, default_factory=list)
+
+    def run(self) -> Plan:
+        grouper = Grouper(self.graph)
+        self.groups = grouper.run()
+        self.kinds, self.is_view, self.readers = grouper.kinds, grouper.is_view, grouper.readers
+        self.hosted = set(self.groups.host.values())
+        self.fuser = Fuser(self.graph, self.groups, self.layouts)
+        self.output_of = {value: j for j, value in reversed(list(enumerate(self.graph.outputs)))}
+        for value in range(self.graph.first_node):
+            self.layouts[value] = contiguous(self._shape(value))
+            self.base[value] = value
+            kind = "input" if value < len(self.graph.inputs) else "constant"
+            number = value if kind == "input" else value - len(self.graph.inputs)
+            self.buffers[value] = Buffer(kind, number, self.graph.type_of(value).size_bytes())
+        for value in range(self.graph.first_node, self.graph.value_count):
+            self._plan_value(value, grouper)
+        return Plan(self.graph, self.steps, list(dict.fromkeys(self.buffers.values())), self.weights)
+
+    def _shape(self, value: int) -> tuple[int, ...]:
+        return tuple(int(n) for n in self.graph.type_of(value).shape)  # type: ignore[arg-type]
+
+    def _plan_value(self, value: int, grouper: Grouper) -> None:
+        if value in self.groups.inlined or not grouper._is_used(value):
+            return
+        if self.is_view[value]:
+            self._plan_view(value)
+        elif value in self.hosted:
+            self._own(value, self._order(value))  # its step is made with the group that it hosts
+        else:
+            self._plan_root(value)
+
+    def _plan_view(self, value: int) -> None:
+        node = self._node(value)
+        source = node.inputs[0]
+        if source not in self.layouts:
+            return  # of an inlined producer: read through when it is loaded
+        layout = view(node.op, node.attrs, self._shape(value), self.layouts[source])
+        if layout is not None:
+            self.layouts[value], self.base[value] = layout, self.base[source]
+        elif any(self.kinds[reader] in SCHEDULED for reader, _ in self.readers(value) or []):
+            self.groups.programs[value] = node_program(self.graph, value)
+            self._plan_root(value)
+
+    def _plan_root(self, value: int) -> None:
+        host = self.groups.host.get(value)
+        order = self._order(value if host is None else host)
+        if host is not None and len(order) != len(self._shape(value)):
+            order = tuple(range(len(self._shape(value))))
+        layout_order = order if value not in self.output_of else tuple(range(len(order)))
+        self._own(value, layout_order)
+        if self.graph.type_of(value).numel() == 0:
+            return
+        if host is not None:
+            self._plan_hosted(value, host, order)
+        elif self.kinds[value] in SCHEDULED:
+            self.steps.extend(self._scheduled(value, None))
+        else:
+            self.steps.append(self.jit_step(self._kernel(value, order), value))
+
+    def _plan_hosted(self, value: int, host: int, order: tuple[int, ...]) -> None:
+        """The host's step with the group as epilogue, in place where both have the same shape."""
+        mine, theirs = self.layouts[value], self.layouts[host]
+        same_dtype = self.graph.type_of(value).dtype is self.graph.type_of(host).dtype
+        if same_dtype and _same_memory(mine, theirs):
+            self.buffers[host] = self.buffers[value]
+        kernel = merge_axes(self._build(value, order), keep_last=True)
+        rows, cols = schedules.space_of(self._shape(host), self.kinds[host])
+        if (kernel.rows, kernel.cols) != (rows, cols):
+            self.steps.extend(self._scheduled(host, None))
+            self.steps.append(self.jit_step(self._kernel(value, order), value))
+            return
+        if self.buffers[host] is self.buffers[value] and _is_identity(kernel):
+            self.steps.extend(self._scheduled(host, None))
+            return
+        self.steps.extend(self._scheduled(host, self.jit_step(kernel, value)))
+
+    def _scheduled(self, value: int, epilogue: Step | None) -> list[Step]:
+        return schedules.SCHEDULES[self._node(value).op](self, value, epilogue)
+
+    # -- layouts -------------------------------------------------------------------
+    def _order(self, value: int) -> tuple[int, ...]:
+        """Memory order of a root's axes, outermost first."""
+        rank = len(self._shape(value))
+        plain = tuple(range(rank))
+        kind = self.kinds[value]
+        if kind == "attention":
+            return (0, 2, 1, 3)
+        channels_last = (0, *range(2, rank), 1) if rank >= 3 else plain
+        if kind == "conv":
+            return channels_last
+        if kind in SCHEDULED or not 3 <= rank <= 5:
+            return plain
+        node = self._node(value)
+        for source in self._sources(node):
+            layout = self.layouts[source]
+            if len(layout.shape) == rank and layout.shape[1] != 1 and _product(layout.shape[2:]) != 1:
+                dense = contiguous(layout.shape, channels_last)
+                return channels_last if dense.strides == layout.strides else plain
+        return plain
+
+    def _sources(self, node: Node) -> list[int]:
+        """Values with memory that a node reads, through inlined producers, largest first."""
+        found: list[int] = []
+        stack = list(node.inputs)
+        while stack:
+            value = stack.pop()
+            if value in self.layouts:
+                found.append(value)
+            else:
+                stack.extend(self._node(value).inputs)
+        return sorted(set(found), key=lambda v: (-self.graph.type_of(v).numel(), v))
+
+    def _own(self, value: int, order: tuple[int, ...]) -> None:
+        """Give a value memory of its own, dense in this axis order."""
+        self.layouts[value] = contiguous(self._shape(value), order)
+        self.base[value] = value
+        size_bytes = self.graph.type_of(value).size_bytes()
+        output = self.output_of.get(value)
+        kind, number = ("output", output) if output is not None else ("arena", value)
+        self.buffers[value] = Buffer(kind, number, size_bytes)
+
+    def _node(self, value: int) -> Node:
+        node = self.graph.node_of(value)
+        assert node is not None
+        return node
+
+    # -- kernels ---------------------------------------------------------------------
+    def _build(self, value: int, order: tuple[int, ...]) -> Kernel:
+        return self.fuser.build(value, self.layouts[value], order)
+
+    def _kernel(self, value: int, order: tuple[int, ...]) -> Kernel:
+        return merge_axes(self._build(value, order))
+
+    def jit_step(self, kernel: Kernel, value: int, out: Slot | None = None) -> Step:
+        """A step that runs a fused kernel over its whole index space, into the value's own memory or `out`."""
+        instructions = max(1, size_of(kernel.program))
+        work = max(_TASK_ELEMENTS_MIN, _TASK_INSTRUCTIONS // instructions)
+        if has_folds(kernel.program) or kernel.rows >= 4:
+            row_grain, col_grain = max(1, work // max(1, kernel.cols)), max(1, kernel.cols)
+            row_grain = min(row_grain, max(1, -(-kernel.rows // 4)))
+        else:
+            row_grain, col_grain = 1, max(_TASK_ELEMENTS_MIN, min(work, -(-kernel.cols // 4)))
+            col_grain = -(-col_grain // 64) * 64
+        node = self.graph.node_of(value)
+        slots = [*(self.pointer(port) for port in kernel.ports), out or self.pointer(value)]
+        name = node.op if node is not None and out is None else "copy"
+        return Step.jit(name, kernel, slots, (kernel.rows, kernel.cols), (row_grain, col_grain))
+
+    def pointer(self, value: int) -> Slot:
+        """Where a value's first element lies: buffer and offset in bytes."""
+        layout = self.layouts[value]
+        buffer = self.buffers[self.base[value]]
+        return Slot(buffer, layout.offset * self.graph.type_of(value).dtype.size_bytes)
+
+    def temporary(self, size_bytes: int) -> Buffer:
+        """A buffer in the arena for one schedule's own use."""
+        key = -1 - len(self.buffers)
+        self.buffers[key] = Buffer("arena", key, size_bytes)
+        return self.buffers[key]
+
+    def dense(self, value: int, order: tuple[int, ...] | None = None) -> tuple[Layout, Slot, Step]:
+        """A dense copy of a value with its axes in memory order `order`: layout, place, the copying step."""
+        shape = self._shape(value)
+        order = order or tuple(range(len(shape)))
+        layout = contiguous(shape, order)
+        slot = Slot(self.temporary(self.graph.type_of(value).size_bytes()))
+        kernel = merge_axes(self.fuser.copy(value, layout, order))
+        return layout, slot, self.jit_step(kernel, value, slot)
+
+
+def _same_memory(a: Layout, b: Layout) -> bool:
+    """True if two dense layouts give the same place to the same flat position."""
+
+    def dense(layout: Layout) -> list[tuple[int, int]]:
+        return [(n, s) for n, s in zip(layout.shape, layout.strides, strict=True) if n != 1]
+
+    return dense(a) == dense(b) or (a.is_contiguous and b.is_contiguous)
+
+
+def _is_identity(kernel: Kernel) -> bool:
+    """True for a program that stores what it loads (its port and result share memory)."""
+    body = [i for i in kernel.program.body if i.op not in ("index", "const")]
+    same = len(kernel.layouts) == 2 and kernel.layouts[0].strides == kernel.layouts[1].strides
+    return same and len(body) == 1 and body[0].op == "load" and kernel.program.results == body[0].results
+
+
+def _product(extents: tuple[int, ...]) -> int:
+    total = 1
+    for extent in extents:
+        total *= extent
+    return total

@@ -1,0 +1,331 @@
+"""Operators with kernels of their own: from a node to the steps that call them.
+
+Each schedule gets the planner, the node's value and, for those that can host one, the
+epilogue that the kernel runs on each finished tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import ree_kernels.cpu as cpu
+from ree.plan.layout import Layout, view
+from ree.plan.step import Buffer, Slot, Step
+from ree.types import DType
+
+if TYPE_CHECKING:
+    from ree.plan.planner import Planner
+
+_BATCH_AXES_MAX = 4
+
+
+def space_of(shape: Sequence[int], kind: str) -> tuple[int, int]:
+    """Rows and columns of a schedule's output: columns are the last axis, or channels of a convolution."""
+    columns = (shape[1] if kind == "conv" else shape[-1]) if shape else 1
+    return _product(shape) // max(1, columns), columns
+
+
+def _product(extents: Sequence[int]) -> int:
+    total = 1
+    for extent in extents:
+        total *= extent
+    return total
+
+
+class Args:
+    """A C argument struct under construction, with the addresses of its pointer fields."""
+
+    def __init__(self, type: str) -> None:
+        self.type = type
+        self.ffi = cpu.kernels().ffi
+        self.struct = self.ffi.new(f"{type} *")
+        self.pointers: list[tuple[int, Slot]] = []
+
+    @property
+    def address(self) -> int:
+        return int(self.ffi.cast("uintptr_t", self.struct))
+
+    def field(self, name: str) -> int:
+        return self.address + int(self.ffi.offsetof(self.type, name))
+
+    def set(self, **values: int | Sequence[int]) -> None:
+        for name, value in values.items():
+            if isinstance(value, int):
+                setattr(self.struct, name, value)
+            else:
+                field = getattr(self.struct, name)
+                for position, item in enumerate(value):
+                    field[position] = item
+
+    def point(self, **slots: Slot) -> None:
+        for name, slot in slots.items():
+            self.pointers.append((self.field(name), slot))
+
+    def step(
+        self, name: str, kernel: str, shape: tuple[int, int], grain: tuple[int, int], scratch_bytes: int = 0
+    ) -> Step:
+        step = Step(name, self.address, shape, grain, self.pointers, address=cpu.address(kernel))
+        step.scratch_bytes = scratch_bytes
+        step.keep = (self.struct,)
+        return step
+
+    def host(self, step: Step, epilogue: Step | None) -> Step:
+        if epilogue is not None:
+            step.epilogue = epilogue
+            step.epilogue_fields = (self.field("epilogue"), self.field("epilogue_args"))
+        return step
+
+
+def aligned_floats(count: int) -> np.ndarray:
+    """Uninitialised float32 memory, aligned to 64 bytes."""
+    raw = np.empty(count * 4 + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + count * 4].view(np.float32)
+
+
+# -- matmul ---------------------------------------------------------------------------
+
+
+def matmul(p: Planner, value: int, epilogue: Step | None) -> list[Step]:
+    a, b = p.graph.node_of(value).inputs  # type: ignore[union-attr]
+    steps: list[Step] = []
+    shape = p.layouts[value].shape
+    m, n, k = shape[-2], shape[-1], p.layouts[a].shape[-1]
+    layout_a, slot_a = p.layouts[a], p.pointer(a)
+    constant = p.graph.constant_of(p.base[b])
+    packed = constant is not None and len(shape) == 2
+    args = Args("ree_matmul_args")
+    if packed:
+        layout_b = Layout((k, n), (0, 0))
+        args.point(b=_packed_matrix(p, b))
+    else:
+        layout_b, slot_b = p.layouts[b], p.pointer(b)
+        args.point(b=slot_b)
+    batch = _merge_batch(layout_a, layout_b)
+    if len(batch) > _BATCH_AXES_MAX:  # rare: more batch axes than the kernel walks
+        layout_a, slot_a, copy_a = p.dense(a)
+        layout_b, slot_b, copy_b = p.dense(b)
+        args.pointers = []
+        args.point(b=slot_b)
+        steps += [copy_a, copy_b]
+        batch = _merge_batch(layout_a, layout_b)
+    args.point(a=slot_a, c=p.pointer(value))
+    args.set(m=m, n=n, k=k, b_packed=int(packed), c_row=n, batch_dims=len(batch))
+    args.set(a_row=layout_a.strides[-2], a_k=layout_a.strides[-1])
+    args.set(b_k=layout_b.strides[-2], b_col=layout_b.strides[-1])
+    args.set(batch=[x[0] for x in batch], a_batch=[x[1] for x in batch], b_batch=[x[2] for x in batch])
+    rows, cols = space_of(shape, "matmul")
+    plan = cpu.matmul_plan(m, n, k, _product([x[0] for x in batch]), packed)
+    step = args.step("matmul", "ree_matmul", (rows, cols), (plan.row_grain, plan.col_grain), plan.scratch_bytes)
+    return [*steps, args.host(step, epilogue)]
+
+
+def _merge_batch(a: Layout, b: Layout) -> list[tuple[int, int, int]]:
+    """Batch axes (extent, stride in a, stride in b), merged where both walk evenly."""
+    merged: list[tuple[int, int, int]] = []
+    strides_b = b.strides[:-2] or (0,) * (len(a.shape) - 2)
+    for extent, step_a, step_b in zip(a.shape[:-2], a.strides[:-2], strides_b, strict=True):
+        if extent == 1:
+            continue
+        if merged and merged[-1][1] == extent * step_a and merged[-1][2] == extent * step_b:
+            merged[-1] = (merged[-1][0] * extent, step_a, step_b)
+        else:
+            merged.append((extent, step_a, step_b))
+    return merged
+
+
+def _packed_matrix(p: Planner, b: int) -> Slot:
+    """The packed form of a constant [k, n] matrix, seen through the strides of its view."""
+    layout = p.layouts[b]
+    number = p.base[b] - len(p.graph.inputs)
+    key = ("matmul", number, layout.shape, layout.strides, layout.offset)
+
+    def make() -> np.ndarray:
+        k, n = layout.shape
+        kernels = cpu.kernels()
+        packed = aligned_floats(int(kernels.lib.ree_pack_b_floats(n, k)))
+        flat = p.weights.array(number).reshape(-1)
+        source = np.lib.stride_tricks.as_strided(
+            flat[layout.offset :], layout.shape, tuple(s * 4 for s in layout.strides)
+        )
+        slice_cols = max(kernels.panel_cols, (4 << 20) // max(1, 4 * k) // kernels.panel_cols * kernels.panel_cols)
+        for c0 in range(0, n, slice_cols):
+            part = source[:, c0 : c0 + slice_cols]
+            pointer = kernels.ffi.cast("float *", packed.ctypes.data)
+            data = kernels.ffi.cast("const float *", part.ctypes.data)
+            kernels.lib.ree_pack_b(
+                pointer, n, k, c0, part.shape[1], data, part.strides[0] // 4, part.strides[1] // 4
+            )
+        return packed
+
+    index, size_bytes = p.weights.packed(key, make)
+    return Slot(Buffer("packed", index, size_bytes))
+
+
+# -- convolution ------------------------------------------------------------------------
+
+
+def conv(p: Planner, value: int, epilogue: Step | None) -> list[Step]:
+    node = p.graph.node_of(value)
+    assert node is not None
+    x, w = node.inputs
+    transposed = node.op == "conv_transpose"
+    shape_x, shape_w, shape_out = p.layouts[x].shape, p.layouts[w].shape, p.layouts[value].shape
+    outputs, channels, groups = shape_out[1], shape_x[1], node.attrs["groups"]
+    taps = _product(shape_w[2:])
+    layout, slot, steps = p.layouts[x], p.pointer(x), []
+    if layout.strides[1] != 1 and channels >= 16:  # channels-last reads are what the kernel is fast at
+        layout, slot, copy = p.dense(x, (0, *range(2, len(shape_x)), 1))
+        steps.append(copy)
+    lead = 5 - len(shape_x)
+    args = Args("ree_conv_args")
+    args.point(x=slot, w=_packed_conv(p, w, channels, outputs, groups, taps, transposed), out=p.pointer(value))
+    args.set(channels=channels, outputs=outputs, groups=groups, transposed=int(transposed))
+    args.set(x_shape=[1] * lead + list(shape_x[2:]), out_shape=[1] * lead + list(shape_out[2:]))
+    args.set(kernel=[1] * lead + list(shape_w[2:]), stride=[1] * lead + list(node.attrs["stride"]))
+    args.set(pad=[0] * lead + list(node.attrs["padding"]), dilation=[1] * lead + list(node.attrs["dilation"]))
+    args.set(x_n=layout.strides[0], x_c=layout.strides[1], x_stride=[0] * lead + list(layout.strides[2:]))
+    args.set(out_row=outputs)
+    rows, cols = space_of(shape_out, "conv")
+    lib = cpu.kernels().lib
+    block = int(lib.ree_conv_block_rows())
+    grain = cpu.conv_grain(rows, cols, channels // groups * taps, groups, block)
+    scratch = int(lib.ree_conv_scratch_bytes(channels, outputs, groups, taps))
+    return [*steps, args.host(args.step(node.op, "ree_conv", (rows, cols), grain, scratch), epilogue)]
+
+
+def _packed_conv(p: Planner, w: int, channels: int, outputs: int, groups: int, taps: int, transposed: bool) -> Slot:
+    layout = p.layouts[w]
+    number = p.base[w] - len(p.graph.inputs)
+    key = ("conv", number, layout, groups, transposed)
+
+    def make() -> np.ndarray:
+        kernels = cpu.kernels()
+        packed = aligned_floats(int(kernels.lib.ree_pack_conv_floats(channels, outputs, groups, taps)))
+        flat = p.weights.array(number).reshape(-1)
+        view_of = np.lib.stride_tricks.as_strided(
+            flat[layout.offset :], layout.shape, tuple(s * 4 for s in layout.strides)
+        )
+        dense = np.ascontiguousarray(view_of)
+        kernels.lib.ree_pack_conv(
+            kernels.ffi.cast("float *", packed.ctypes.data),
+            channels,
+            outputs,
+            groups,
+            taps,
+            kernels.ffi.cast("const float *", dense.ctypes.data),
+            int(transposed),
+        )
+        return packed
+
+    index, size_bytes = p.weights.packed(key, make)
+    return Slot(Buffer("packed", index, size_bytes))
+
+
+# -- sort, scan, scatter ----------------------------------------------------------------
+
+
+def _rows_of(p: Planner, value: int) -> tuple[int, int, int, Slot, list[Step]]:
+    """A value as rows along its last axis: (n, row stride, element stride, place, copying steps)."""
+    shape = p.layouts[value].shape or (1,)
+    flat = (_product(shape[:-1]), shape[-1])
+    layout = view("reshape", {}, flat, p.layouts[value])
+    if layout is not None:
+        return flat[1], layout.strides[0], layout.strides[1], p.pointer(value), []
+    _, slot, step = p.dense(value)
+    return flat[1], flat[1], 1, slot, [step]
+
+
+def sort(p: Planner, value: int, epilogue: Step | None) -> list[Step]:
+    node = p.graph.node_of(value)
+    assert node is not None and epilogue is None
+    n, row, step, slot, steps = _rows_of(p, node.inputs[0])
+    args = Args("ree_sort_args")
+    top = node.op == "argtopk"
+    k = node.attrs["k"] if top else n
+    descending = node.attrs["largest"] if top else node.attrs["descending"]
+    args.point(x=slot, out=p.pointer(value))
+    args.set(n=n, k=k, x_row=row, x_step=step, out_row=k, descending=int(descending))
+    args.set(dtype=_dtype(p, node.inputs[0]))
+    rows = _product(p.layouts[value].shape[:-1])
+    scratch = 2 * (n + 1) * 16
+    return [*steps, args.step(node.op, f"ree_{node.op}", (rows, k), (1, k), scratch)]
+
+
+def _dtype(p: Planner, value: int) -> int:
+    """The kernels' number of a value's dtype: its position in `DType`, as in ree_kernels/c/dtype.h."""
+    return list(DType).index(p.graph.type_of(value).dtype)
+
+
+def scan(p: Planner, value: int, epilogue: Step | None) -> list[Step]:
+    node = p.graph.node_of(value)
+    assert node is not None and epilogue is None
+    n, row, step, slot, steps = _rows_of(p, node.inputs[0])
+    args = Args("ree_scan_args")
+    is_index = node.op.endswith("_index")
+    args.point(x=slot, **{"indices" if is_index else "out": p.pointer(value)})
+    names = {"cumsum": "REE_CUMSUM", "cumprod": "REE_CUMPROD", "cummax_index": "REE_CUMMAX", "cummin_index": "REE_CUMMIN"}
+    args.set(n=n, x_row=row, x_col=0, x_step=step, out_row=n, out_col=0, out_step=1)
+    args.set(op=int(getattr(cpu.kernels().lib, names[node.op])), dtype=_dtype(p, node.inputs[0]))
+    rows = _product(p.layouts[value].shape[:-1])
+    return [*steps, args.step(node.op, "ree_scan", (rows, 1), (max(1, rows // 8), 1))]
+
+
+def scatter(p: Planner, value: int, epilogue: Step | None) -> list[Step]:
+    node = p.graph.node_of(value)
+    assert node is not None and epilogue is None
+    x, index, src = node.inputs
+    copy = p.jit_step(p.fuser.copy(x, p.layouts[value], tuple(range(len(p.layouts[value].shape)))), x, p.pointer(value))
+    rows = node.op == "scatter_rows"
+    args = Args("ree_scatter_rows_args" if rows else "ree_scatter_axis_args")
+    args.point(out=p.pointer(value), index=p.pointer(index), src=p.pointer(src))
+    reduce = {"set": "REE_SET", "add": "REE_ADD", "mul": "REE_MUL", "min": "REE_MIN", "max": "REE_MAX"}
+    args.set(op=int(getattr(cpu.kernels().lib, reduce[node.attrs["reduce"]])), dtype=_dtype(p, x))
+    step = _scatter_rows(p, args, value) if rows else _scatter_axis(p, args, value, node.attrs["axis"])
+    step.status = args.field("status")
+    return [copy, step]
+
+
+def _scatter_rows(p: Planner, args: Args, value: int) -> Step:
+    _, index, src = p.graph.node_of(value).inputs  # type: ignore[union-attr]
+    extent, inner = p.layouts[value].shape
+    row, col = p.layouts[src].strides
+    if col not in (0, 1) and inner != 1:
+        layout, slot, copy = p.dense(src)
+        args.point(src=slot)
+        row, col = layout.strides
+    args.set(n=p.layouts[index].shape[0], extent=extent, out_row=inner)
+    args.set(src_row=row, src_col=col, index_step=p.layouts[index].strides[0])
+    grain = max(64, -(-inner // 4))
+    return args.step("scatter_rows", "ree_scatter_rows", (extent, inner), (extent, grain))
+
+
+def _scatter_axis(p: Planner, args: Args, value: int, axis: int) -> Step:
+    _, index, src = p.graph.node_of(value).inputs  # type: ignore[union-attr]
+    out, position, source = p.layouts[value], p.layouts[index], p.layouts[src]
+    axes = [a for a in range(len(out.shape)) if a != axis]
+    shape = [position.shape[a] for a in axes] or [1]
+    args.set(n=position.shape[axis], extent=out.shape[axis], rank=len(shape), shape=shape)
+    args.set(out_stride=[out.strides[a] for a in axes] or [0], out_step=out.strides[axis])
+    args.set(index_stride=[position.strides[a] for a in axes] or [0], index_step=position.strides[axis])
+    args.set(src_stride=[source.strides[a] for a in axes] or [0], src_step=source.strides[axis])
+    rows, cols = _product(shape[:-1]), shape[-1]
+    return args.step("scatter", "ree_scatter_axis", (rows, cols), (max(1, rows // 4), cols))
+
+
+SCHEDULES: dict[str, Callable[[Any, int, Step | None], list[Step]]] = {
+    "matmul": matmul,
+    "conv": conv,
+    "conv_transpose": conv,
+    "argsort": sort,
+    "argtopk": sort,
+    "cumsum": scan,
+    "cumprod": scan,
+    "cummax_index": scan,
+    "cummin_index": scan,
+    "scatter": scatter,
+    "scatter_rows": scatter,
+}

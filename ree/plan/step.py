@@ -1,0 +1,178 @@
+"""Steps, the buffers that they read and write, and the plan that runs them."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+import ree_kernels.cpu as cpu
+from ree.element import jit
+from ree.errors import DeviceError, LimitError, RunError
+from ree.graph import Graph
+from ree.plan.fuse import Kernel
+from ree.plan.memory import Interval, place
+from ree.plan.weights import Weights
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Buffer:
+    """Memory of one value: an "input" or "output" of the call, a "constant", "packed" weights,
+    or a place in the "arena"; number: which one."""
+
+    kind: str
+    number: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place in a buffer."""
+
+    buffer: Buffer
+    offset_bytes: int = 0
+
+
+@dataclass(eq=False)
+class Step:
+    """One kernel call: its arguments, where its pointers go, and how its boxes are cut.
+
+    pointers: (address of an 8-byte pointer in the arguments, what it points to);
+    epilogue: a JIT step run by this kernel, and the addresses of the two fields that name it.
+    """
+
+    name: str
+    args: int
+    shape: tuple[int, int]
+    grain: tuple[int, int]
+    pointers: list[tuple[int, Slot]]
+    address: int = 0
+    kernel: Kernel | None = None
+    scratch_bytes: int = 0
+    epilogue: Step | None = None
+    epilogue_fields: tuple[int, int] = (0, 0)
+    hooks: list[tuple[Step, int, int]] = field(default_factory=list)
+    status: int = 0  # address of the pointer to the plan's status word, if the kernel has one
+    keep: tuple[Any, ...] = ()
+    members: tuple[int, ...] = ()  # graph values computed by this step
+
+    @staticmethod
+    def jit(
+        name: str, kernel: Kernel, slots: Sequence[Slot], shape: tuple[int, int], grain: tuple[int, int]
+    ) -> Step:
+        """A step of a JIT-compiled kernel; its address is known once the plan is compiled."""
+        pointers = np.zeros(max(1, len(slots)), np.uint64)
+        params = np.array(kernel.integers() or [0], np.int64)
+        args = np.zeros(3, np.uint64)
+        args[0], args[1] = pointers.ctypes.data, params.ctypes.data
+        base = pointers.ctypes.data
+        places = [(base + 8 * n, slot) for n, slot in enumerate(slots)]
+        step = Step(name, args.ctypes.data, shape, grain, places, kernel=kernel)
+        step.status = args.ctypes.data + 16
+        step.keep = (pointers, params, args)
+        return step
+
+    def nested(self) -> list[Step]:
+        """The JIT steps that run inside this one."""
+        return [*([self.epilogue] if self.epilogue else []), *(step for step, _, _ in self.hooks)]
+
+    def all_pointers(self) -> list[tuple[int, Slot]]:
+        return [*self.pointers, *(p for step in self.nested() for p in step.pointers)]
+
+
+def _store(address: int, value: int) -> None:
+    ctypes.c_uint64.from_address(address).value = value
+
+
+class Plan:
+    """Steps over placed buffers, ready to run; one run at a time (the caller holds a lock).
+
+    The arena belongs to the plan; inputs and outputs are the caller's at each run.
+    """
+
+    def __init__(self, graph: Graph, steps: list[Step], buffers: list[Buffer], weights: Weights) -> None:
+        self.graph, self.steps, self.weights = graph, steps, weights
+        self._status = np.zeros(1, np.int64)
+        self._offsets, self.arena_bytes = self._place()
+        self._arena: np.ndarray | None = None
+        self._table: Any = None
+        self._patches: dict[tuple[str, int], list[tuple[int, int]]] = {}
+
+    def _place(self) -> tuple[dict[Buffer, int], int]:
+        first: dict[Buffer, int] = {}
+        last: dict[Buffer, int] = {}
+        for number, step in enumerate(self.steps):
+            for _, slot in step.all_pointers():
+                if slot.buffer.kind == "arena":
+                    first.setdefault(slot.buffer, number)
+                    last[slot.buffer] = number
+        items = list(first)
+        offsets, total = place([Interval(b.size_bytes, first[b], last[b]) for b in items])
+        return dict(zip(items, offsets, strict=True)), total
+
+    def compile(self) -> None:
+        """Compile all JIT kernels, allocate the arena, and write every pointer that never changes."""
+        if self._table is not None:
+            return
+        jitted = [s for step in self.steps for s in (step, *step.nested()) if s.kernel is not None]
+        kernels = jit.compile_kernels([(s.kernel.program, s.kernel.structure()) for s in jitted], cpu.kernels().isa)
+        for step, kernel in zip(jitted, kernels, strict=True):
+            step.address = kernel.address
+            step.keep = (*step.keep, kernel)
+        self._allocate()
+        self._table = cpu.runtime().ffi.new("ree_step[]", max(1, len(self.steps)))
+        for row, step in zip(self._table, self.steps, strict=False):
+            self._link(step)
+            row.kernel = cpu.runtime().ffi.cast("ree_kernel", step.address)
+            row.args = cpu.runtime().ffi.cast("void *", step.args)
+            row.rows, row.cols = step.shape
+            row.row_grain, row.col_grain = step.grain
+            row.scratch_bytes = step.scratch_bytes
+
+    def _allocate(self) -> None:
+        try:
+            self._arena = np.empty(self.arena_bytes + 4096, np.uint8)
+        except MemoryError:
+            raise LimitError(f"no memory for {self.arena_bytes} bytes of intermediate tensors") from None
+        self._base = -(-self._arena.ctypes.data // 4096) * 4096
+
+    def _link(self, step: Step) -> None:
+        for hook, function, args in self._hooks(step):
+            _store(function, hook.address)
+            _store(args, hook.args)
+        for part in (step, *step.nested()):
+            if part.status:
+                _store(part.status, self._status.ctypes.data)
+        for address, slot in step.all_pointers():
+            buffer = slot.buffer
+            if buffer.kind in ("input", "output"):
+                self._patches.setdefault((buffer.kind, buffer.number), []).append((address, slot.offset_bytes))
+            elif buffer.kind == "arena":
+                _store(address, self._base + self._offsets[buffer] + slot.offset_bytes)
+            else:
+                _store(address, self.weights.address(buffer.kind, buffer.number) + slot.offset_bytes)
+
+    def _hooks(self, step: Step) -> list[tuple[Step, int, int]]:
+        own = [(step.epilogue, *step.epilogue_fields)] if step.epilogue else []
+        return [*own, *step.hooks]
+
+    def run(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        """Run all steps; inputs and outputs are addresses of C-contiguous memory.
+
+        RunError: an operator met a value that it refuses (an index out of range).
+        """
+        self.compile()
+        for kind, addresses in (("input", inputs), ("output", outputs)):
+            for number, address in enumerate(addresses):
+                for place, offset in self._patches.get((kind, number), ()):
+                    _store(place, address + offset)
+        self._status[0] = 0
+        try:
+            cpu.run(self._table, len(self.steps))
+        except cpu.KernelError as error:
+            raise DeviceError(str(error)) from None
+        if self._status[0]:
+            raise RunError("an index is out of range")

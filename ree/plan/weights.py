@@ -1,0 +1,45 @@
+"""Constants as kernels want them: plain arrays, and matrices packed once into panels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ree.graph import Constant
+
+
+@dataclass
+class Weights:
+    """The constants of a program, with packed forms made on demand and shared by all its plans.
+
+    A packed matrix is keyed by constant, layout and kind, so that tied weights are packed once
+    for each use that differs.
+    """
+
+    constants: list[Constant]
+    _plain: dict[int, np.ndarray] = field(default_factory=dict)
+    _packed: list[Any] = field(default_factory=list)
+    _numbers: dict[tuple[Any, ...], int] = field(default_factory=dict)
+
+    def address(self, kind: str, number: int) -> int:
+        """Address of a plain ("constant") or "packed" buffer."""
+        if kind == "packed":
+            return int(self._packed[number].ctypes.data)
+        if number not in self._plain:
+            self._plain[number] = np.ascontiguousarray(self.array(number))
+        return int(self._plain[number].ctypes.data)
+
+    def array(self, number: int) -> np.ndarray:
+        """The plain data of a constant; what comes from a file is read anew and not kept."""
+        return self.constants[number].array()
+
+    def packed(self, key: tuple[Any, ...], make: Callable[[], np.ndarray]) -> tuple[int, int]:
+        """Number and size in bytes of the packed form `key`, made by `make` the first time."""
+        if key not in self._numbers:
+            self._packed.append(make())
+            self._numbers[key] = len(self._packed) - 1
+        number = self._numbers[key]
+        return number, int(self._packed[number].nbytes)

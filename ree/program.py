@@ -1,0 +1,194 @@
+"""Program: a compiled model. Call it, save it, load it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import blake3
+import numpy as np
+
+from ree import dims, file, structure
+from ree.errors import DTypeError, InputError, ShapeError
+from ree.graph import Graph, bind
+from ree.limits import BINDINGS_CACHED_MAX
+from ree.structure import Structure
+from ree.types import DType, TensorType
+
+
+class Program:
+    """A compiled model that gives the same bits on every processor.
+
+    Call it as the model itself: tensors of torch (or NumPy arrays) in the model's argument
+    structure; outputs come in the model's structure. Thread-safe: runs take turns.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        inputs: Structure,
+        outputs: Structure,
+        rebuild: Callable[[Sequence[Any]], Any] | None = None,
+    ) -> None:
+        from ree.plan.weights import Weights
+
+        self.graph = graph
+        self.input_structure = inputs
+        self.output_structure = outputs
+        self._rebuild = rebuild
+        self._weights = Weights(graph.constants)
+        self._plans: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+        self._lock = threading.Lock()
+        if not graph.is_dynamic():
+            self.plan(()).compile()
+
+    # -- running ------------------------------------------------------------------------
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model; InputError, ShapeError or DTypeError if the inputs do not fit."""
+        tensors = list(structure.flatten(self.input_structure, (args, kwargs)))
+        results = self.run_flat(tensors)
+        if self._rebuild is not None:
+            return self._rebuild(results)
+        return structure.unflatten(self.output_structure, results)
+
+    def run_flat(self, tensors: Sequence[Any]) -> list[Any]:
+        """Run on a flat list of inputs (in the order of `input_names`); gives a flat list of outputs."""
+        if len(tensors) != len(self.graph.inputs):
+            raise InputError(f"the program takes {len(self.graph.inputs)} tensors, not {len(tensors)}")
+        torch = _torch_of(tensors)
+        held = [_as_memory(t, i.type.dtype, i.name) for t, i in zip(tensors, self.graph.inputs, strict=True)]
+        binding = self._bind([shape for _, shape, _ in held])
+        with self._lock:
+            plan = self.plan(tuple(binding[name] for name in self.graph.symbols))
+            outputs = [_new(torch, plan.graph.type_of(v)) for v in plan.graph.outputs]
+            plan.run([address for _, _, address in held], [address for _, address in outputs])
+        return [tensor for tensor, _ in outputs]
+
+    def plan(self, binding: tuple[int, ...]) -> Any:
+        """The plan for these values of the program's symbols (in their order)."""
+        from ree.plan.planner import Planner
+
+        if binding not in self._plans:
+            graph = self.graph
+            if binding:
+                graph = bind(graph, dict(zip(graph.symbols, binding, strict=True)))
+            self._plans[binding] = Planner(graph, self._weights).run()
+            if len(self._plans) > BINDINGS_CACHED_MAX:
+                self._plans.popitem(last=False)
+        self._plans.move_to_end(binding)
+        return self._plans[binding]
+
+    def _bind(self, shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:
+        """The symbols' values that these input shapes mean; ShapeError if they mean none."""
+        binding: dict[str, int] = {}
+        for declared, shape in zip(self.graph.inputs, shapes, strict=True):
+            if len(declared.type.shape) != len(shape):
+                raise ShapeError(f"input {declared.name} has shape {list(shape)}, the program takes {declared.type}")
+            for extent, actual in zip(declared.type.shape, shape, strict=True):
+                name = _plain_symbol(extent)
+                if name is not None:
+                    binding.setdefault(name, actual)
+        for name, (low, high) in self.graph.symbols.items():
+            if name not in binding:
+                raise ShapeError(f"no input gives the dynamic dimension {name}")
+            if not low <= binding[name] <= high:
+                raise ShapeError(f"dynamic dimension {name} is {binding[name]}, not in {low}..{high}")
+        for declared, shape in zip(self.graph.inputs, shapes, strict=True):
+            expected = tuple(dims.evaluate(n, binding) for n in declared.type.shape)
+            if expected != shape:
+                raise ShapeError(f"input {declared.name} has shape {list(shape)}, the program takes {list(expected)}")
+        return binding
+
+    # -- description ------------------------------------------------------------------------
+    @property
+    def input_names(self) -> list[str]:
+        return [i.name for i in self.graph.inputs]
+
+    @cached_property
+    def program_id(self) -> bytes:
+        """BLAKE3 id that binds graph, operator definitions, attributes, shapes and weights."""
+        description = file.describe(self.graph, self.input_structure, self.output_structure)
+        hasher = blake3.blake3(derive_key_context="ree v1 program")
+        for part in (file.canonical(description), *self._operator_digests()):
+            hasher.update(len(part).to_bytes(8, "little") + part)
+        return hasher.digest()
+
+    def _operator_digests(self) -> list[bytes]:
+        """Digests of the nodes' element programs, dynamic dimensions at their smallest value above 1."""
+        from ree.element.encode import digest
+        from ree.ops.spec import operator
+
+        graph = self.graph
+        if graph.symbols:
+            graph = bind(graph, {name: max(low, min(2, high)) for name, (low, high) in graph.symbols.items()})
+        return [
+            digest(operator(n.op).program([graph.type_of(v) for v in n.inputs], n.type, n.attrs)) for n in graph.nodes
+        ]
+
+    # -- files ----------------------------------------------------------------------------
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the program with its weights to a `.ree` file."""
+        file.save(path, self.graph, self.input_structure, self.output_structure)
+
+
+def load(path: str | os.PathLike[str]) -> Program:
+    """Read a `.ree` file; needs no torch. FormatError if it is none or was altered."""
+    graph, inputs, outputs = file.load(path)
+    return Program(graph, inputs, outputs)
+
+
+def _plain_symbol(extent: Any) -> str | None:
+    """The symbol's name if the extent is a bare symbol."""
+    names = dims.symbols(extent)
+    if len(names) == 1:
+        (name,) = names
+        if extent == dims.symbol(name):
+            return name
+    return None
+
+
+def _torch_of(tensors: Sequence[Any]) -> Any:
+    """The torch module if outputs are to be torch tensors: if any input is one."""
+    torch = sys.modules.get("torch")
+    if torch is not None and (not tensors or any(isinstance(t, torch.Tensor) for t in tensors)):
+        return torch
+    return None
+
+
+def _as_memory(tensor: Any, dtype: DType, name: str) -> tuple[Any, tuple[int, ...], int]:
+    """(object that keeps the memory, shape, address) of an input as C-contiguous CPU memory."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(tensor, torch.Tensor):
+        from ree.capture import to_torch_dtype
+
+        if tensor.dtype != to_torch_dtype(dtype):
+            raise DTypeError(f"input {name} is {tensor.dtype}, the program takes {dtype.value}")
+        if tensor.device.type != "cpu":
+            raise InputError(f"input {name} is on {tensor.device}, the program runs on the CPU")
+        if tensor.layout != torch.strided:
+            raise InputError(f"input {name} is not a dense tensor")
+        plain = tensor.detach().resolve_neg().contiguous()
+        return plain, tuple(plain.shape), plain.data_ptr()
+    if not isinstance(tensor, np.ndarray | np.generic):
+        raise InputError(f"input {name} is a {type(tensor).__name__}, not a tensor")
+    array = np.ascontiguousarray(tensor).reshape(np.shape(tensor))
+    if array.dtype != np.dtype(dtype.numpy):
+        raise DTypeError(f"input {name} is {array.dtype}, the program takes {dtype.value}")
+    return array, tuple(array.shape), array.ctypes.data
+
+
+def _new(torch: Any, type: TensorType) -> tuple[Any, int]:
+    """A new output (torch tensor or array) and its address."""
+    shape = tuple(int(n) for n in type.shape)  # type: ignore[arg-type]
+    if torch is not None:
+        from ree.capture import to_torch_dtype
+
+        tensor = torch.empty(shape, dtype=to_torch_dtype(type.dtype))
+        return tensor, tensor.data_ptr()
+    array = np.empty(shape, type.dtype.numpy)
+    return array, array.ctypes.data
