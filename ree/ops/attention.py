@@ -1,0 +1,145 @@
+"""Scaled dot-product attention: softmax(q k^T * scale + mask) v, one operator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ree.dims import Dim
+from ree.element.program import Builder, Value
+from ree.errors import DTypeError, ShapeError
+from ree.lower import Lowering, T
+from ree.ops.spec import Attrs, lowers, operator_def
+from ree.ops.view import product
+from ree.types import DType, TensorType, Type
+
+
+def _attention_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
+    q, k, v, *mask = ins
+    text = f"attention of {q}, {k}, {v}"
+    if any(t.rank != 4 for t in ins) or len(mask) != (attrs["mask"] != "none"):
+        raise ShapeError(text)
+    if q.dtype.element is not Type.F32 or not q.dtype is k.dtype is v.dtype:
+        raise DTypeError(f"{text}; float32, float16 and bfloat16 are defined")
+    if mask and (mask[0].dtype is DType.BOOL) != (attrs["mask"] == "bool"):
+        raise DTypeError(f"{text} with a {attrs['mask']} mask {mask[0]}")
+    if mask and attrs["mask"] == "float" and mask[0].dtype.element is not Type.F32:
+        raise DTypeError(f"{text} with a mask {mask[0]}")
+    pairs = [(q.shape[0], k.shape[0]), (k.shape[0], v.shape[0]), (k.shape[1], v.shape[1])]
+    pairs += [(q.shape[3], k.shape[3]), (k.shape[2], v.shape[2])]
+    pairs += list(zip(mask[0].shape, (*q.shape[:3], k.shape[2]), strict=True)) if mask else []
+    heads, kv_heads = q.shape[1], k.shape[1]
+    uneven = isinstance(heads, int) and isinstance(kv_heads, int) and kv_heads and heads % kv_heads
+    if uneven or any(a != b for a, b in pairs if isinstance(a, int) and isinstance(b, int)):
+        raise ShapeError(text)
+    return TensorType((*q.shape[:3], v.shape[3]), q.dtype)
+
+
+@operator_def("attention", kind="attention", infer=_attention_type, doc="per row: scores = dot(q, k) * scale, masked; "
+              "m = max (0 if -inf); p = exp(score - m); l = sum(p); out = dot(p, v) / l, and 0 if l is 0")  # fmt: skip
+def _attention(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
+    from ree.element import functions
+
+    batch, head, row, channel = b.indices()
+    kv_head = head / (b.extent(0, 1) / b.extent(1, 1))
+    length = b.extent(1, 2)
+    count = b.min(length, row + 1) if attrs["causal"] else length
+
+    def score(s: Value) -> Value:
+        dot = b.fold_dot(
+            b.extent(0, 3), lambda d: (b.load(0, batch, head, row, d), b.load(1, batch, kv_head, s, d))
+        )
+        result = dot * float(attrs["scale"])
+        if attrs["mask"] == "none":
+            return result
+        mask = b.load(3, batch, head, row, s)
+        return b.select(mask, result, -math.inf) if attrs["mask"] == "bool" else result + mask
+
+    largest = b.fold_max(count, score)
+    shift = b.select(largest.eq(-math.inf), 0.0, largest)
+
+    def weight(s: Value) -> Value:
+        return functions.exp(b, score(s) - shift)
+
+    total = b.fold_sum(count, weight)
+    mixed = b.fold_dot(count, lambda s: (weight(s), b.load(2, batch, kv_head, s, channel)))
+    return b.select(total.eq(0.0), 0.0, mixed / total)
+
+
+# -- lowerings ------------------------------------------------------------------------------
+
+
+def attention(
+    ctx: Lowering, q: T, k: T, v: T, mask: T | None = None, causal: bool = False, scale: float | None = None
+) -> T:
+    """The operator for any number of leading batch axes, which become one."""
+    if isinstance(q.shape[-1], Dim) and scale is None:
+        raise ctx.unsupported("attention over a dynamic head dimension", "make it static or pass scale")
+    rank = max(q.rank, 3)
+    heads = [ctx.reshape(t, (1,) * (rank - t.rank) + t.shape) for t in (q, k, v)]
+    lead = ctx.broadcast_shape(*(t.shape[:-3] for t in heads))
+    batch = product(lead)
+
+    def to_rank_4(t: T) -> T:
+        return ctx.reshape(ctx.broadcast(t, (*lead, *t.shape[-3:])), (batch, *t.shape[-3:]))
+
+    inputs = [to_rank_4(t) for t in heads]
+    kind = "none"
+    if mask is not None:
+        kind = "bool" if mask.dtype is DType.BOOL else "float"
+        shape = (*inputs[0].shape[:3], inputs[1].shape[2])
+        inputs.append(ctx.reshape(ctx.broadcast(mask, (*lead, *shape[1:])), shape))
+    factor = 1.0 / math.sqrt(q.shape[-1]) if scale is None and q.shape[-1] else 1.0 if scale is None else float(scale)
+    result = ctx.emit("attention", inputs, causal=bool(causal), scale=factor, mask=kind)
+    return ctx.reshape(result, (*q.shape[:-1], v.shape[-1]) if not lead else (*lead, *result.shape[1:]))
+
+
+def _no_dropout(ctx: Lowering, dropout: float) -> None:
+    if dropout != 0.0:
+        raise ctx.unsupported("dropout inside attention", "call model.eval() or set the attention dropout to 0")
+
+
+@lowers("aten.scaled_dot_product_attention.default")
+def _(
+    ctx: Lowering, q: T, k: T, v: T, attn_mask: T | None = None, dropout_p: float = 0.0, is_causal: bool = False, *,
+    scale: float | None = None, enable_gqa: bool = False,
+) -> T:  # fmt: skip
+    _no_dropout(ctx, dropout_p)
+    return attention(ctx, q, k, v, attn_mask, is_causal, scale)
+
+
+@lowers("aten._scaled_dot_product_flash_attention_for_cpu.default")
+def _(
+    ctx: Lowering, q: T, k: T, v: T, dropout_p: float = 0.0, is_causal: bool = False, *, attn_mask: T | None = None,
+    scale: float | None = None,
+) -> tuple[T | None, ...]:  # fmt: skip
+    _no_dropout(ctx, dropout_p)
+    return attention(ctx, q, k, v, attn_mask, is_causal, scale), None
+
+
+@lowers("aten._scaled_dot_product_efficient_attention.default")
+def _(
+    ctx: Lowering, q: T, k: T, v: T, bias: T | None, lse: bool, dropout_p: float = 0.0, is_causal: bool = False, *,
+    scale: float | None = None,
+) -> tuple[T | None, ...]:  # fmt: skip
+    _no_dropout(ctx, dropout_p)
+    return attention(ctx, q, k, v, bias, is_causal, scale), None, None, None
+
+
+@lowers("aten._scaled_dot_product_flash_attention.default")
+def _(
+    ctx: Lowering, q: T, k: T, v: T, dropout_p: float = 0.0, is_causal: bool = False, debug: bool = False, *,
+    scale: float | None = None,
+) -> tuple[T | None, ...]:  # fmt: skip
+    _no_dropout(ctx, dropout_p)
+    return attention(ctx, q, k, v, None, is_causal, scale), *([None] * 8)
+
+
+@lowers("aten._scaled_dot_product_attention_math.default", "aten._scaled_dot_product_fused_attention_overrideable.default")
+def _(
+    ctx: Lowering, q: T, k: T, v: T, mask: T | None = None, dropout_p: float = 0.0, is_causal: bool = False,
+    *unread: Any, scale: float | None = None, enable_gqa: bool = False,
+) -> tuple[T | None, ...]:  # fmt: skip
+    _no_dropout(ctx, dropout_p)
+    return attention(ctx, q, k, v, mask, is_causal, scale), *([None] * 8)

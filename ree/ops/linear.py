@@ -1,0 +1,149 @@
+"""Matrix products: one operator, and every ATen call that is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ree.dims import Dim
+from ree.element.program import Builder, Value
+from ree.errors import DTypeError, ShapeError
+from ree.lower import Lowering, T
+from ree.ops.spec import Attrs, lowers, operator_def
+from ree.ops.view import product
+from ree.types import DType, TensorType, Type
+
+
+def contract(b: Builder, n: Value, pair: Callable[[Value], tuple[Value, Value]], type: Type) -> Value:
+    """Sum over k < n of a(k) * b(k): `dot` in f32, exact in integers, one FMA chain in f64."""
+    if type is Type.F32:
+        return b.fold_dot(n, pair)
+    if type is Type.F64:
+        return b.chain(n, [b.f64(0.0)], lambda k, total: [b.fma(*pair(k), total)])[0]
+
+    def term(k: Value) -> Value:
+        left, right = pair(k)
+        return left * right
+
+    return b.fold_isum(n, term)
+
+
+def _matmul_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
+    left, right = ins
+    if left.dtype is not right.dtype or left.dtype is DType.BOOL:
+        raise DTypeError(f"matmul of {left} and {right}")
+    fits = left.rank == right.rank >= 2 and all(
+        a == b or isinstance(a, Dim) or isinstance(b, Dim)
+        for a, b in zip((*left.shape[:-2], left.shape[-1]), right.shape[:-1], strict=True)
+    )
+    if not fits:
+        raise ShapeError(f"matmul of {left} and {right}")
+    return TensorType((*left.shape[:-1], right.shape[-1]), left.dtype)
+
+
+@operator_def("matmul", kind="matmul", infer=_matmul_type, doc="out[.., m, n] = dot over k of a[.., m, k] and b[.., k, n]")
+def _matmul(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
+    *batch, m, n = b.indices()
+
+    def pair(k: Value) -> tuple[Value, Value]:
+        return b.load(0, *batch, m, k), b.load(1, *batch, k, n)
+
+    return contract(b, b.extent(0, ins[0].rank - 1), pair, out.dtype.element)
+
+
+# -- lowerings ------------------------------------------------------------------------------
+
+
+def matmul(ctx: Lowering, left: T, right: T) -> T:
+    """torch.matmul for operands of any rank >= 1 and equal dtype."""
+    if left.rank == 1 and right.rank == 1:
+        shape: tuple[int | Dim, ...] = ()
+    elif left.rank == 1:
+        shape = (*right.shape[:-2], right.shape[-1])
+    elif right.rank == 1:
+        shape = left.shape[:-1]
+    else:
+        shape = (*ctx.broadcast_shape(left.shape[:-2], right.shape[:-2]), left.shape[-2], right.shape[-1])
+    left = ctx.unsqueeze(left, 0) if left.rank == 1 else left
+    right = ctx.unsqueeze(right, 1) if right.rank == 1 else right
+    if right.rank == 2:  # one matrix for all rows: the batch axes are rows
+        rows = ctx.reshape(left, (product(left.shape[:-1]), left.shape[-1]))
+        return ctx.reshape(ctx.emit("matmul", [rows, right]), shape)
+    batch = ctx.broadcast_shape(left.shape[:-2], right.shape[:-2])
+    left = ctx.broadcast(left, (*batch, *left.shape[-2:]))
+    right = ctx.broadcast(right, (*batch, *right.shape[-2:]))
+    return ctx.reshape(ctx.emit("matmul", [left, right]), shape)
+
+
+def add_bias(ctx: Lowering, x: T, bias: T | None) -> T:
+    """x + bias, the bias broadcast from the last axes on."""
+    return x if bias is None else ctx.pointwise("add", x, bias, dtype=x.dtype)
+
+
+def scaled(ctx: Lowering, x: T, factor: int | float | bool) -> T:
+    """x * factor in the dtype of x; nothing for a factor of 1."""
+    return x if factor == 1 else ctx.pointwise("mul", x, factor, dtype=x.dtype)
+
+
+def accumulate(ctx: Lowering, x: T, product: T, beta: int | float, alpha: int | float) -> T:
+    """beta * x + alpha * product; a beta of 0 leaves x out, even its NaNs, as BLAS has it."""
+    product = scaled(ctx, product, alpha)
+    if beta == 0:
+        return product
+    return ctx.pointwise("add", product, scaled(ctx, x, beta), dtype=product.dtype)
+
+
+@lowers("aten.matmul.default", "aten.mm.default", "aten.bmm.default", "aten.mv.default")
+def _(ctx: Lowering, left: T, right: T) -> T:
+    return matmul(ctx, left, right)
+
+
+@lowers("aten.linear.default")
+def _(ctx: Lowering, x: T, weight: T, bias: T | None = None) -> T:
+    transposed = ctx.permute(weight, (1, 0)) if weight.rank == 2 else weight
+    return add_bias(ctx, matmul(ctx, x, transposed), bias)
+
+
+@lowers("aten.dot.default", "aten.vdot.default")
+def _(ctx: Lowering, left: T, right: T) -> T:
+    return matmul(ctx, left, right)
+
+
+@lowers("aten.inner.default")
+def _(ctx: Lowering, left: T, right: T) -> T:
+    if left.rank == 0 or right.rank == 0:
+        return ctx.pointwise("mul", left, right)
+    rows = ctx.reshape(right, (product(right.shape[:-1]), right.shape[-1]))
+    result = matmul(ctx, left, ctx.permute(rows, (1, 0)))
+    return ctx.reshape(result, (*left.shape[:-1], *right.shape[:-1]))
+
+
+@lowers("aten.outer.default", "aten.ger.default")
+def _(ctx: Lowering, left: T, right: T) -> T:
+    return ctx.pointwise("mul", ctx.unsqueeze(left, 1), ctx.unsqueeze(right, 0))
+
+
+@lowers("aten.addmm.default", "aten.baddbmm.default", "aten.addmv.default")
+def _(ctx: Lowering, x: T, left: T, right: T, *, beta: int | float = 1, alpha: int | float = 1) -> T:
+    return accumulate(ctx, x, matmul(ctx, left, right), beta, alpha)
+
+
+@lowers("aten.addbmm.default")
+def _(ctx: Lowering, x: T, left: T, right: T, *, beta: int | float = 1, alpha: int | float = 1) -> T:
+    """The sum over the batch is one contraction of length batch * k."""
+    batch, rows, inner = left.shape
+    wide = ctx.reshape(ctx.permute(left, (1, 0, 2)), (rows, batch * inner))
+    tall = ctx.reshape(right, (batch * inner, right.shape[2]))
+    return accumulate(ctx, x, ctx.emit("matmul", [wide, tall]), beta, alpha)
+
+
+@lowers("aten.addr.default")
+def _(ctx: Lowering, x: T, left: T, right: T, *, beta: int | float = 1, alpha: int | float = 1) -> T:
+    outer = ctx.pointwise("mul", ctx.unsqueeze(left, 1), ctx.unsqueeze(right, 0))
+    return accumulate(ctx, x, outer, beta, alpha)
+
+
+@lowers("aten._int_mm.default")
+def _(ctx: Lowering, left: T, right: T) -> T:
+    return ctx.emit("matmul", [ctx.cast(left, DType.I32), ctx.cast(right, DType.I32)])
+
+
