@@ -1,0 +1,276 @@
+"""Compile element programs to machine code, keep it on disk, load it.
+
+The code of a kernel is a function of the program, its layout and the ISA, never of sizes,
+so that equal layers of a model, and the next process, share it. llvmlite is imported when
+the first kernel is asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from ree.element.llvm import PRINTER_VERSION, Layout, print_module
+from ree.element.llvm_ops import Target
+from ree.element.program import Program, format_program
+from ree.errors import DeviceError
+
+_MAGIC = b"REEOBJ1\n"
+_DIGEST_BYTES = 32
+_X86_FEATURES = {
+    "portable": "+sse2",
+    "avx2": "+avx2,+fma,+f16c,+bmi,+bmi2",
+    "avx512": "+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512cd,+avx2,+fma,+f16c,+bmi,+bmi2",
+}
+_X86_CPU = {"portable": "x86-64", "avx2": "x86-64-v3", "avx512": "x86-64-v4"}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Machine code in memory: `address` is a `ree_kernel` of ree_kernels/c/abi.h while this lives."""
+
+    name: str
+    address: int
+    engine: Any = field(repr=False, compare=False)
+
+
+# -- targets ------------------------------------------------------------------------------
+def isas() -> list[str]:
+    """The ISAs that this processor runs, the best one last."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return ["native"]
+    found = ["portable"]
+    features = _host_features()
+    for isa in ("avx2", "avx512"):
+        if all(features.get(f.removeprefix("+"), False) for f in _X86_FEATURES[isa].split(",")):
+            found.append(isa)
+    return found
+
+
+def default_isa() -> str:
+    """REE_ISA, or the best ISA of this processor; DeviceError if it lacks the one that is asked for."""
+    wanted = os.environ.get("REE_ISA", "")
+    if not wanted:
+        return isas()[-1]
+    if wanted not in isas():
+        raise DeviceError(f"REE_ISA={wanted}: this processor runs {', '.join(isas())}")
+    return wanted
+
+
+def target_of(triple: str, cpu: str = "", features: str = "") -> Target:
+    """What to print for a triple: which instructions the code may count on."""
+    names = features.split(",")
+    x86 = triple.startswith("x86_64")
+    arm = triple.startswith("aarch64")
+    return Target(
+        triple=triple,
+        cpu=cpu,
+        features=features,
+        abi="lp64d" if triple.startswith("riscv64") else "",
+        masks=x86 and "+avx512vl" in names,
+        rounds=arm or (x86 and "+avx2" in names),
+        halves=arm or (x86 and "+f16c" in names),
+    )
+
+
+@cache
+def host_target(isa: str) -> Target:
+    """The target of an ISA name of this processor."""
+    if isa not in isas():
+        raise DeviceError(f"no ISA {isa!r} here: this processor runs {', '.join(isas())}")
+    if isa == "native":
+        system = {"aarch64": "aarch64", "arm64": "aarch64", "riscv64": "riscv64"}.get(platform.machine())
+        if system is None:
+            raise DeviceError(f"no code is printed for {platform.machine()}")
+        features = "+m,+a,+f,+d,+c" if system == "riscv64" else "+neon"
+        return target_of(f"{system}-unknown-linux-gnu", "generic-rv64" if system == "riscv64" else "generic", features)
+    return target_of("x86_64-unknown-linux-gnu", _X86_CPU[isa], _X86_FEATURES[isa])
+
+
+@cache
+def _host_features() -> dict[str, bool]:
+    return dict(_llvm().get_host_cpu_features())
+
+
+@cache
+def _llvm() -> Any:
+    """llvmlite.binding, ready for this processor."""
+    import llvmlite.binding as binding
+
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    return binding
+
+
+# -- compilation -----------------------------------------------------------------------------
+@cache
+def _machine(target: Target) -> Any:
+    binding = _llvm()
+    if not target.triple.startswith(platform.machine()):
+        binding.initialize_all_targets()
+        binding.initialize_all_asmprinters()
+    return binding.Target.from_triple(target.triple).create_target_machine(
+        cpu=target.cpu, features=target.features, opt=2, reloc="pic", codemodel="small", abiname=target.abi
+    )
+
+
+def _optimise(module: Any, machine: Any) -> None:
+    options = _llvm().create_pipeline_tuning_options(speed_level=2)
+    options.loop_vectorization = False  # lanes are chosen by the printer
+    options.slp_vectorization = False
+    options.loop_interleaving = False
+    options.loop_unrolling = False
+    builder = _llvm().create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+
+
+def _compile(name: str, program: Program, layout: Layout, target: Target) -> Any:
+    binding = _llvm()
+    module = binding.parse_assembly(print_module([(name, program, layout)], target))
+    machine = _machine(target)
+    module.data_layout = str(machine.target_data)
+    module.verify()
+    _optimise(module, machine)
+    return module
+
+
+def emit_object(
+    program: Program, layout: Layout, triple: str, cpu: str = "", features: str = "", name: str = "ree_kernel"
+) -> bytes:
+    """The relocatable object of one kernel, function `name`, for any processor that LLVM knows."""
+    target = target_of(triple, cpu, features)
+    return bytes(_machine(target).emit_object(_compile(name, program, layout, target)))
+
+
+def emit_assembly(program: Program, layout: Layout, isa: str | None = None) -> str:
+    """The assembly of one kernel, for people and tests."""
+    target = host_target(isa or default_isa())
+    return str(_machine(target).emit_assembly(_compile("ree_kernel", program, layout, target)))
+
+
+# -- kernels ----------------------------------------------------------------------------------
+_kernels: dict[bytes, Kernel] = {}
+_lock = threading.Lock()
+
+
+def compile_kernel(program: Program, layout: Layout, isa: str | None = None) -> Kernel:
+    """The kernel of a program; see `compile_kernels`."""
+    return compile_kernels([(program, layout)], isa)[0]
+
+
+def compile_kernels(programs: Sequence[tuple[Program, Layout]], isa: str | None = None) -> list[Kernel]:
+    """Kernels from memory, from disk or from the compiler, in this order.
+
+    isa: one of `isas()`, or None for `default_isa()`. Raises GraphError for a program that
+    a kernel cannot express, DeviceError for an ISA that this processor lacks.
+    """
+    target = host_target(isa or default_isa())
+    keys = [cache_key(program, layout, target) for program, layout in programs]
+    with _lock:
+        missing: dict[bytes, bytes] = {}
+        for key, (program, layout) in zip(keys, programs, strict=True):
+            if key not in _kernels and key not in missing:
+                missing[key] = _object(key, program, layout, target)
+        if missing:
+            _load(missing, target)
+        return [_kernels[key] for key in keys]
+
+
+def cache_key(program: Program, layout: Layout, target: Target) -> bytes:
+    """Everything that the code depends on, hashed."""
+    import llvmlite
+
+    ports = " ".join(f"{port.dtype.value}:{port.rank}" for port in program.inputs)
+    parts = [
+        f"printer {PRINTER_VERSION}",
+        f"llvmlite {llvmlite.__version__}",
+        target.text,
+        f"{ports} rank {program.rank}",
+        format_program(program),
+        layout.text,
+    ]
+    return blake3("\0".join(parts).encode(), derive_key_context="ree v1 kernel cache").digest()
+
+
+def _name(key: bytes) -> str:
+    return f"ree_{key.hex()[:32]}"
+
+
+def _object(key: bytes, program: Program, layout: Layout, target: Target) -> bytes:
+    found = read_cached(key)
+    if found is None:
+        found = bytes(_machine(target).emit_object(_compile(_name(key), program, layout, target)))
+        write_cached(key, found)
+    return found
+
+
+def _load(objects: dict[bytes, bytes], target: Target) -> None:
+    """Link objects into one engine and remember their kernels."""
+    binding = _llvm()
+    if "fma" not in target.features:
+        binding.load_library_permanently("libm.so.6")  # fma and fmaf, exact by IEEE 754
+    # a fresh machine: the engine becomes its owner
+    machine = binding.Target.from_triple(target.triple).create_target_machine(
+        cpu=target.cpu, features=target.features, reloc="pic", codemodel="small", abiname=target.abi
+    )
+    engine = binding.create_mcjit_compiler(binding.parse_assembly(f'target triple = "{target.triple}"'), machine)
+    for code in objects.values():
+        engine.add_object_file(binding.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    for key in objects:
+        _kernels[key] = Kernel(_name(key), int(engine.get_function_address(_name(key))), engine)
+
+
+# -- the cache on disk ---------------------------------------------------------------------------
+def cache_directory() -> Path:
+    """REE_CACHE, or `ree` in the user's cache directory."""
+    own = os.environ.get("REE_CACHE", "")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache") / "ree"
+
+
+def _path(key: bytes) -> Path:
+    return cache_directory() / f"{key.hex()}.o"
+
+
+def read_cached(key: bytes) -> bytes | None:
+    """The object stored under a key; None if there is none or the file is not what was written."""
+    try:
+        data = _path(key).read_bytes()
+    except OSError:
+        return None
+    head = len(_MAGIC) + _DIGEST_BYTES + 8
+    body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
+    if len(data) < head + _DIGEST_BYTES or blake3(body).digest() != digest:
+        return None
+    length = int.from_bytes(body[head - 8 : head], "little")
+    if not body.startswith(_MAGIC + key) or len(body) != head + length:
+        return None
+    return body[head:]
+
+
+def write_cached(key: bytes, code: bytes) -> None:
+    """Store an object under a key, atomically; a cache that cannot be written is no error."""
+    body = _MAGIC + key + len(code).to_bytes(8, "little") + code
+    path = _path(key)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    except OSError:
+        return
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(body + blake3(body).digest())
+        os.replace(temporary, path)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)
