@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,8 +86,16 @@ class Report:
         }
 
 
-def audit(model: Any, inputs: Sequence[Any], progress: Callable[[str], None] = lambda _: None) -> Report:
-    """Audit a module or ExportedProgram on these inputs; `progress` is told each step."""
+def audit(
+    model: Any,
+    inputs: Sequence[Any],
+    processes: Mapping[str, Mapping[str, str]] = PROCESSES,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """Audit a module or ExportedProgram on these inputs.
+
+    processes: settings of fresh processes, name to environment; `progress` is told each step.
+    """
     import torch
 
     threads = torch.get_num_threads()
@@ -103,7 +111,7 @@ def audit(model: Any, inputs: Sequence[Any], progress: Callable[[str], None] = l
         torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory(prefix="ree-audit-") as folder:
         save(calls, Path(folder))
-        for setting, environment in PROCESSES.items():
+        for setting, environment in processes.items():
             progress(setting)
             outputs = _run_process(Path(folder), environment)
             for number, (call, operator) in enumerate(zip(calls, operators, strict=True)):
@@ -277,7 +285,7 @@ def _is_about(part: Any, rows: Any) -> bool:
 # -- settings of a process ------------------------------------------------------------------
 
 
-def _run_process(folder: Path, environment: dict[str, str]) -> dict[str, Any]:
+def _run_process(folder: Path, environment: Mapping[str, str]) -> dict[str, Any]:
     """Outputs of all calls in a fresh process with one thread, keyed "1/call/output"."""
     from safetensors.torch import load_file
 
@@ -287,11 +295,11 @@ def _run_process(folder: Path, environment: dict[str, str]) -> dict[str, Any]:
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (root, env.get("PYTHONPATH", ""))))
     command = [sys.executable, "-W", "ignore", "-m", replay.__module__, str(folder), str(output), "1"]
     done = subprocess.run(
-        command, env=env | environment, capture_output=True, text=True, timeout=PROCESS_TIMEOUT_S, check=False
+        command, env=env | dict(environment), capture_output=True, text=True, timeout=PROCESS_TIMEOUT_S, check=False
     )
     if done.returncode != 0:
         tail = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise Error(f"the run with {environment} failed: {tail[0]}")
+        raise Error(f"the run with {dict(environment)} failed: {tail[0]}")
     return load_file(str(output))
 
 
@@ -380,7 +388,7 @@ _CAUSES = {
     ("reduction", "instruction set"): "vector width sets how many partial sums there are and how they are added",
     ("function", "threads"): "where a thread's share ends, elements go through scalar code, which rounds differently",
     ("function", "batch"): "elements at the end of the tensor go through scalar code, which rounds differently",
-    ("function", "instruction set"): "vector code and libm approximate the function differently",
+    ("function", "instruction set"): "each instruction set (and libm) approximates the function with code of its own",
 }
 _REPEAT = "the same call gives different bits from run to run: its threads race, or it reads uninitialised memory"
 _OTHER = "the kernel of this setting computes in another order"
