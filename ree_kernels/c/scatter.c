@@ -66,6 +66,8 @@ DEFINE_INTEGER(i8, int8_t, uint32_t)
 DEFINE_INTEGER(i16, int16_t, uint32_t)
 DEFINE_INTEGER(i32, int32_t, uint32_t)
 DEFINE_INTEGER(i64, int64_t, uint64_t)
+DEFINE_INTEGER(u32, uint32_t, uint32_t)
+DEFINE_INTEGER(u64, uint64_t, uint64_t)
 DEFINE_UPDATE(f32_add, float, ree_canonical_f32(a + b))
 DEFINE_UPDATE(f32_mul, float, ree_canonical_f32(a * b))
 DEFINE_UPDATE(f32_min, float, min_f32(a, b))
@@ -75,7 +77,7 @@ DEFINE_UPDATE(f64_mul, double, ree_canonical_f64(a * b))
 DEFINE_UPDATE(f64_min, double, min_f64(a, b))
 DEFINE_UPDATE(f64_max, double, max_f64(a, b))
 
-/* The update of op and dtype: any dtype for set, integers (u32 and u64 apart), bool, f32, f64 else. */
+/* The update of op and dtype: any dtype for set, all but f16 and bf16 else. */
 static update_run update_of(int64_t op, int64_t dtype) {
     static const update_run bools[] = {bool_or, bool_and, bool_and, bool_or};
     static const update_run u8[] = {u8_add, u8_mul, u8_min, u8_max};
@@ -83,6 +85,8 @@ static update_run update_of(int64_t op, int64_t dtype) {
     static const update_run i16[] = {i16_add, i16_mul, i16_min, i16_max};
     static const update_run i32[] = {i32_add, i32_mul, i32_min, i32_max};
     static const update_run i64[] = {i64_add, i64_mul, i64_min, i64_max};
+    static const update_run u32[] = {u32_add, u32_mul, u32_min, u32_max};
+    static const update_run u64[] = {u64_add, u64_mul, u64_min, u64_max};
     static const update_run f32[] = {f32_add, f32_mul, f32_min, f32_max};
     static const update_run f64[] = {f64_add, f64_mul, f64_min, f64_max};
     if (op == REE_SET) {
@@ -100,6 +104,8 @@ static update_run update_of(int64_t op, int64_t dtype) {
         case REE_I16: return i16[op - 1];
         case REE_I32: return i32[op - 1];
         case REE_I64: return i64[op - 1];
+        case REE_U32: return u32[op - 1];
+        case REE_U64: return u64[op - 1];
         case REE_F32: return f32[op - 1];
         default: return f64[op - 1];
     }

@@ -216,13 +216,17 @@ static void sort_row(const ree_sort_args *a, int64_t r, int shift, uint64_t cut,
         narrow_row(&row, a->n, shift, cut, c0, c1, out, scratch);
 }
 
-/* scratch: 2 * (n + 1) items of 8 bytes (16 for 64-bit dtypes or n >= 2**32). */
+int64_t ree_sort_scratch_bytes(int64_t n, int64_t dtype) {
+    int wide = key_bits(dtype) == 64 || n >= NARROW_MAX;
+    return 2 * (n + 1) * (int64_t)(wide ? sizeof(wide_item) : sizeof(narrow_item));
+}
+
 void ree_argsort(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch) {
     const ree_sort_args *a = args;
     for (int64_t r = r0; r < r1; r++) sort_row(a, r, 0, ~(uint64_t)0, c0, c1, scratch);
 }
 
-/* The first k positions of the stable argsort; scratch as for ree_argsort. */
+/* The first k positions of the stable argsort. */
 void ree_argtopk(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch) {
     const ree_sort_args *a = args;
     if (c1 <= c0) return;

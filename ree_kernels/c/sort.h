@@ -18,4 +18,7 @@ typedef struct {
 void ree_argsort(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch);
 void ree_argtopk(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch);
 
+/* Scratch of both for rows of n keys. */
+int64_t ree_sort_scratch_bytes(int64_t n, int64_t dtype);
+
 #endif
