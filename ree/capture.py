@@ -97,7 +97,7 @@ def capture(
 
     program = model if isinstance(model, torch.export.ExportedProgram) else _export(model, args, kwargs, dynamic_shapes)
     known = set(lowerings())
-    if not all(_is_known(node, known) for node in program.graph.nodes):
+    if not all(is_known(node, known) for node in program.graph.nodes):
         table = torch.export.default_decompositions()
         for op in [op for op in table if str(op) in known]:
             table.pop(op)
@@ -132,7 +132,7 @@ def _first_line(error: Exception) -> str:
     return lines[0][:400] if lines else type(error).__name__
 
 
-def _is_known(node: Any, known: set[str]) -> bool:
+def is_known(node: Any, known: set[str]) -> bool:
     if node.op != "call_function":
         return True
     name = target_name(node.target)

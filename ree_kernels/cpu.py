@@ -10,12 +10,27 @@ import functools
 import importlib
 import os
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ree_kernels import KernelError
 from ree_kernels.build import isas
 
 ISA_VARIABLE = "REE_ISA"
+
+
+BLOCK_COLS = 512
+
+
+class MatmulPlan(NamedTuple):
+    """Box and scratch of a `ree_matmul` step (an epilogue's scratch comes on top)."""
+
+    row_grain: int
+    col_grain: int
+    scratch_bytes: int
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b) if a else 1
 
 
 class Kernels:
@@ -31,6 +46,29 @@ class Kernels:
         self.lib: Any = module.lib
         self.panel_cols = int(self.lib.ree_panel_cols())
         self.tile_rows = int(self.lib.ree_tile_rows())
+
+    def matmul_plan(self, m: int, n: int, k: int, n_threads: int, packed: bool, batch: int = 1) -> MatmulPlan:
+        """How to cut C [batch * m, n] into boxes for this many threads; the bits do not depend on it.
+
+        A block of C and its chunk of A fit L2; there are enough boxes that no thread waits long for another.
+        """
+        rows, columns = batch * m, n
+        block = rows if packed else m
+        row_tiles = _ceil(block, self.tile_rows)
+        row_grain = _ceil(row_tiles, _ceil(row_tiles, 20)) * self.tile_rows
+        panels = _ceil(n, self.panel_cols)
+        col_panels = max(1, min(panels, BLOCK_COLS // self.panel_cols))
+        while n_threads > 1 and _ceil(rows, row_grain) * _ceil(panels, col_panels) < 4 * n_threads:
+            if col_panels > 4 and (col_panels * self.panel_cols > row_grain or row_grain <= 2 * self.tile_rows):
+                col_panels = _ceil(col_panels, 2)
+            elif row_grain > 2 * self.tile_rows:
+                row_grain = _ceil(_ceil(row_grain, self.tile_rows), 2) * self.tile_rows
+            else:
+                break
+        if not packed and block < row_grain:  # several small products in a box
+            row_grain = max(1, min(rows // (4 * n_threads), row_grain) // max(block, 1)) * max(block, 1)
+        scratch = int(self.lib.ree_matmul_scratch_bytes(row_grain, k, packed))
+        return MatmulPlan(row_grain, col_panels * self.panel_cols, scratch)
 
     def address(self, name: str) -> int:
         """Address of a C function, for `ree_step.kernel` or a JIT-compiled caller."""
@@ -83,6 +121,15 @@ def threads(n: int | None = None) -> int:
     if n is not None and lib.ree_set_threads(n):
         raise KernelError(f"threads({n}): the number must be in 1..1024")
     return int(lib.ree_get_threads())
+
+
+def allocate(n_bytes: int) -> Any:
+    """Memory for packed weights (a cffi `char[]` buffer owner): 64-byte aligned, huge pages where large."""
+    ffi, lib = runtime().ffi, runtime().lib
+    memory = lib.ree_alloc(n_bytes)
+    if memory == ffi.NULL:
+        raise KernelError(f"no memory for {n_bytes} bytes")
+    return ffi.gc(ffi.cast("char *", memory), lib.ree_free, n_bytes)
 
 
 def run(steps: Any, n_steps: int) -> None:

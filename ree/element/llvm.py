@@ -351,7 +351,7 @@ class Printer:
             line = self.w.widen(Val(Type.I64, "0", step), self.width)
             offsets = line if offsets is None else self.w.do(f"add {wide} {offsets}, {line}")
         place = self._element(port, dtype, base)
-        return self.w.do(f"getelementptr {STORAGE[dtype]}, ptr {place}, {wide} {offsets}")
+        return self.w.do(f"getelementptr {STORAGE[dtype]}, ptr {place}, {wide} {offsets or 'zeroinitializer'}")
 
     def _bound(self, index: Val, extent: Val) -> Val:
         """The index clamped into 0 .. extent-1; the status is set where that changes it."""

@@ -102,6 +102,7 @@ class Grouper:
             if self.kinds[value] not in SCHEDULED:
                 self.groups.programs[value] = node_program(graph, value)
         self.uses = graph.uses()
+        self.tail = self._tails()
         self.root_of: dict[int, int] = {}
         self.evaluations: dict[int, float] = {}
 
@@ -118,6 +119,34 @@ class Grouper:
                 self.root_of[value] = root
         self._choose_hosts()
         return self.groups
+
+    def _tails(self) -> set[int]:
+        """Pointwise values that follow a host directly or through pointwise values read once.
+
+        They belong in the host's epilogue, so no group with folds takes them in.
+        """
+        found: set[int] = set()
+        for value in range(self.graph.first_node, self.graph.value_count):
+            node = self.graph.node_of(value)
+            if node is None or self.kinds[value] != "pointwise":
+                continue
+            for source in node.inputs:
+                behind = self._behind_reshapes(source)
+                is_link = self.kinds[behind] in HOSTS or behind in found
+                if is_link and self.graph.type_of(behind).numel() == node.type.numel() and self._is_read_once(behind):
+                    found.add(value)
+        return found
+
+    def _behind_reshapes(self, value: int) -> int:
+        node = self.graph.node_of(value)
+        while node is not None and node.op == "reshape":
+            value = node.inputs[0]
+            node = self.graph.node_of(value)
+        return value
+
+    def _is_read_once(self, value: int) -> bool:
+        readers = self.readers(value)
+        return readers is not None and len({reader for reader, _ in readers}) == 1
 
     def _is_used(self, value: int) -> bool:
         return bool(self.uses[value]) or value in self.graph.outputs
@@ -150,6 +179,8 @@ class Grouper:
         program = self.groups.programs[value]
         node = self.graph.node_of(value)
         assert node is not None
+        if value in self.tail and any(has_folds(self.groups.programs[reader]) for reader, _ in readers):
+            return None
         roots = {self.root_of[reader] for reader, _ in readers}
         free = not node.inputs and not has_folds(program)
         if free:

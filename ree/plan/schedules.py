@@ -15,6 +15,9 @@ import ree_kernels.cpu as cpu
 from ree.plan.layout import Layout, view
 from ree.plan.step import Buffer, Slot, Step
 from ree.types import DType
+from ree_kernels.conv import Conv, pack_weights
+from ree_kernels.conv import fill as fill_conv
+from ree_kernels.conv import schedule as schedule_conv
 
 if TYPE_CHECKING:
     from ree.plan.planner import Planner
@@ -86,6 +89,12 @@ def aligned_floats(count: int) -> np.ndarray:
     return raw[start : start + count * 4].view(np.float32)
 
 
+def strided(data: np.ndarray, layout: Layout) -> np.ndarray:
+    """An array seen through a layout over its elements."""
+    flat = data.reshape(-1)[layout.offset :]
+    return np.lib.stride_tricks.as_strided(flat, layout.shape, tuple(s * data.itemsize for s in layout.strides))
+
+
 # -- matmul ---------------------------------------------------------------------------
 
 
@@ -118,7 +127,7 @@ def matmul(p: Planner, value: int, epilogue: Step | None) -> list[Step]:
     args.set(b_k=layout_b.strides[-2], b_col=layout_b.strides[-1])
     args.set(batch=[x[0] for x in batch], a_batch=[x[1] for x in batch], b_batch=[x[2] for x in batch])
     rows, cols = space_of(shape, "matmul")
-    plan = cpu.matmul_plan(m, n, k, _product([x[0] for x in batch]), packed)
+    plan = cpu.kernels().matmul_plan(m, n, k, cpu.threads(), packed, _product([x[0] for x in batch]))
     step = args.step("matmul", "ree_matmul", (rows, cols), (plan.row_grain, plan.col_grain), plan.scratch_bytes)
     return [*steps, args.host(step, epilogue)]
 
@@ -147,10 +156,7 @@ def _packed_matrix(p: Planner, b: int) -> Slot:
         k, n = layout.shape
         kernels = cpu.kernels()
         packed = aligned_floats(int(kernels.lib.ree_pack_b_floats(n, k)))
-        flat = p.weights.array(number).reshape(-1)
-        source = np.lib.stride_tricks.as_strided(
-            flat[layout.offset :], layout.shape, tuple(s * 4 for s in layout.strides)
-        )
+        source = strided(p.weights.array(number), layout)
         slice_cols = max(kernels.panel_cols, (4 << 20) // max(1, 4 * k) // kernels.panel_cols * kernels.panel_cols)
         for c0 in range(0, n, slice_cols):
             part = source[:, c0 : c0 + slice_cols]
@@ -167,60 +173,48 @@ def _packed_matrix(p: Planner, b: int) -> Slot:
 
 # -- convolution ------------------------------------------------------------------------
 
+_CHANNELS_LAST_MIN = 16  # from so many channels on, copying to channels-last pays
+
 
 def conv(p: Planner, value: int, epilogue: Step | None) -> list[Step]:
     node = p.graph.node_of(value)
     assert node is not None
     x, w = node.inputs
-    transposed = node.op == "conv_transpose"
-    shape_x, shape_w, shape_out = p.layouts[x].shape, p.layouts[w].shape, p.layouts[value].shape
-    outputs, channels, groups = shape_out[1], shape_x[1], node.attrs["groups"]
-    taps = _product(shape_w[2:])
-    layout, slot, steps = p.layouts[x], p.pointer(x), []
-    if layout.strides[1] != 1 and channels >= 16:  # channels-last reads are what the kernel is fast at
-        layout, slot, copy = p.dense(x, (0, *range(2, len(shape_x)), 1))
+    layout, slot = p.layouts[x], p.pointer(x)
+    outputs = p.layouts[value].shape[1]
+    sizes = Conv(
+        batch=layout.shape[0],
+        channels=layout.shape[1],
+        outputs=outputs,
+        groups=node.attrs["groups"],
+        x_shape=layout.shape[2:],
+        kernel=p.layouts[w].shape[2:],
+        stride=node.attrs["stride"],
+        padding=node.attrs["padding"],
+        dilation=node.attrs["dilation"],
+        transposed=node.op == "conv_transpose",
+        output_padding=node.attrs.get("output_padding", ()),
+    )
+    steps: list[Step] = []
+    if layout.strides[1] != 1 and sizes.channels >= _CHANNELS_LAST_MIN:
+        layout, slot, copy = p.dense(x, (0, *range(2, len(layout.shape)), 1))
         steps.append(copy)
-    lead = 5 - len(shape_x)
     args = Args("ree_conv_args")
-    args.point(x=slot, w=_packed_conv(p, w, channels, outputs, groups, taps, transposed), out=p.pointer(value))
-    args.set(channels=channels, outputs=outputs, groups=groups, transposed=int(transposed))
-    args.set(x_shape=[1] * lead + list(shape_x[2:]), out_shape=[1] * lead + list(shape_out[2:]))
-    args.set(kernel=[1] * lead + list(shape_w[2:]), stride=[1] * lead + list(node.attrs["stride"]))
-    args.set(pad=[0] * lead + list(node.attrs["padding"]), dilation=[1] * lead + list(node.attrs["dilation"]))
-    args.set(x_n=layout.strides[0], x_c=layout.strides[1], x_stride=[0] * lead + list(layout.strides[2:]))
-    args.set(out_row=outputs)
-    rows, cols = space_of(shape_out, "conv")
-    lib = cpu.kernels().lib
-    block = int(lib.ree_conv_block_rows())
-    grain = cpu.conv_grain(rows, cols, channels // groups * taps, groups, block)
-    scratch = int(lib.ree_conv_scratch_bytes(channels, outputs, groups, taps))
-    return [*steps, args.host(args.step(node.op, "ree_conv", (rows, cols), grain, scratch), epilogue)]
+    args.point(x=slot, w=_packed_conv(p, w, sizes), out=p.pointer(value))
+    fill_conv(args.struct, sizes, layout.strides, outputs)
+    cut = schedule_conv(cpu.kernels(), sizes)
+    step = args.step(node.op, "ree_conv", (cut.rows, cut.cols), (cut.row_grain, cut.col_grain), cut.scratch_bytes)
+    return [*steps, args.host(step, epilogue)]
 
 
-def _packed_conv(p: Planner, w: int, channels: int, outputs: int, groups: int, taps: int, transposed: bool) -> Slot:
+def _packed_conv(p: Planner, w: int, sizes: Conv) -> Slot:
     layout = p.layouts[w]
     number = p.base[w] - len(p.graph.inputs)
-    key = ("conv", number, layout, groups, transposed)
 
     def make() -> np.ndarray:
-        kernels = cpu.kernels()
-        packed = aligned_floats(int(kernels.lib.ree_pack_conv_floats(channels, outputs, groups, taps)))
-        flat = p.weights.array(number).reshape(-1)
-        view_of = np.lib.stride_tricks.as_strided(
-            flat[layout.offset :], layout.shape, tuple(s * 4 for s in layout.strides)
-        )
-        dense = np.ascontiguousarray(view_of)
-        kernels.lib.ree_pack_conv(
-            kernels.ffi.cast("float *", packed.ctypes.data),
-            channels,
-            outputs,
-            groups,
-            taps,
-            kernels.ffi.cast("const float *", dense.ctypes.data),
-            int(transposed),
-        )
-        return packed
+        return pack_weights(cpu.kernels(), sizes, strided(p.weights.array(number), layout))
 
+    key = ("conv", number, layout, sizes.groups, sizes.transposed)
     index, size_bytes = p.weights.packed(key, make)
     return Slot(Buffer("packed", index, size_bytes))
 

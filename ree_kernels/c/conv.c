@@ -7,7 +7,7 @@
 #include "conv_input.h"
 #include "tile.h"
 
-enum { BLOCK_ROWS = 8 * REE_MR, A_ROW = REE_CHUNK + 16 };
+enum { BLOCK_ROWS = 8 * REE_MR };
 
 static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -16,7 +16,7 @@ int64_t ree_conv_block_rows(void) { return BLOCK_ROWS; }
 int64_t ree_conv_scratch_bytes(int64_t channels, int64_t outputs, int64_t groups, int64_t taps)
 {
     const int64_t by_channels = conv_by_channels(channels, outputs, groups);
-    const int64_t floats = by_channels ? channels_scratch_floats(channels, taps) : BLOCK_ROWS * A_ROW;
+    const int64_t floats = by_channels ? channels_scratch_floats(channels, taps) : BLOCK_ROWS * TILE_A_ROW;
     return BLOCK_ROWS * (int64_t)sizeof(conv_pixel) + floats * (int64_t)sizeof(float) + 64;
 }
 
@@ -69,16 +69,16 @@ static void group_block(const ree_conv_args *a, const conv_pixel *pixels, int64_
 {
     const int64_t ins = a->channels / a->groups, outs = a->outputs / a->groups, taps = conv_taps(a), depth = ins * taps;
     const float *w = a->w + group * group_floats(a->channels, a->outputs, a->groups, taps);
-    tile_args t = {.a_row = A_ROW, .b_k = REE_NR, .c_row = a->out_row};
+    tile_args t = {.c_row = a->out_row};
     for (int64_t k0 = 0; k0 == 0 || k0 < depth; k0 += REE_CHUNK) {
         t.k_count = conv_min(depth - k0, REE_CHUNK);
         t.flags = (k0 == 0 ? TILE_FIRST : 0) | (k0 + t.k_count == depth && !a->epilogue ? TILE_CANONICAL : 0);
-        conv_pack_chunk(a, pixels, rows, k0, k0 + t.k_count, block, A_ROW);
+        conv_pack_chunk(a, pixels, rows, k0, k0 + t.k_count, block, TILE_A_ROW);
         for (int64_t c = c0; c < c1;) {
             const int64_t panel = c - c % REE_NR, end = conv_min(panel + REE_NR, c1);
             t.b = w + panel * depth + k0 * REE_NR + (c - panel);
             for (int64_t r = 0; r < rows; r += REE_MR) {
-                t.a = block + r * A_ROW;
+                t.a = block + r * TILE_A_ROW;
                 t.c = out + r * a->out_row + group * outs + c;
                 tiles[conv_min(rows - r, REE_MR)](&t, end - c);
             }

@@ -1,17 +1,18 @@
 /* Matrix product: blocks, packing and the choice of register tile. The order is in dot.h.
  *
- * Loops, outside in: chunks of 256 k; panels of B; register tiles of A's rows. A chunk of A is copied into
- * scratch so that its rows lie close together (rows far apart share few cache sets); packed B is read
- * as it lies. Totals wait in C, which stays in the cache for one block.
+ * Many rows: chunks of 256 k outermost, then panels of B, then register tiles of A's rows; a panel's
+ * chunk stays in L1, the chunk of A streams from L2, totals wait in C. Few rows: panels outermost,
+ * so that packed B is read once, front to back. A is always copied into scratch; packed B is read as it lies.
  */
 #include "matmul.h"
-#include "dot.h"
 #include "panel.h"
 #include "tile.h"
+#include "wide.h"
 
-enum { A_ROW = REE_CHUNK + 16 };
+enum { EPILOGUE_FLOATS = 16384 }; /* C that an epilogue is called on while it is hot */
 
 static inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 int64_t ree_panel_cols(void) { return REE_NR; }
 int64_t ree_tile_rows(void) { return REE_MR; }
@@ -19,7 +20,8 @@ int64_t ree_vector_floats(void) { return W; }
 
 /* -- packing B -------------------------------------------------------------------------- */
 
-int64_t ree_pack_b_floats(int64_t n, int64_t k) { return (n + REE_NR - 1) / REE_NR * REE_NR * k; }
+/* One row more than the panels: a box that starts within a panel reads past its end. */
+int64_t ree_pack_b_floats(int64_t n, int64_t k) { return round_up(n, REE_NR) * k + REE_NR; }
 
 int ree_pack_b(float *packed, int64_t n, int64_t k, int64_t c0, int64_t cols, const float *source, int64_t source_k,
                int64_t source_col)
@@ -28,16 +30,29 @@ int ree_pack_b(float *packed, int64_t n, int64_t k, int64_t c0, int64_t cols, co
         return 1;
     for (int64_t j = 0; j < cols; j += REE_NR)
         pack_panel(packed + (c0 + j) * k, source + j * source_col, source_k, source_col, k, min64(cols - j, REE_NR));
+    memset(packed + round_up(n, REE_NR) * k, 0, REE_NR * sizeof *packed);
     return 0;
 }
 
-/* -- blocks ----------------------------------------------------------------------------- */
+/* -- the parts of a product --------------------------------------------------------------- */
 
-int64_t ree_matmul_scratch_bytes(int64_t rows, int64_t cols, int64_t k, int64_t b_packed)
+/* Rows [r0, r1) that share one B, and columns [c0, c1). */
+typedef struct {
+    const ree_matmul_args *g;
+    const float *b;
+    int64_t r0, r1, c0, c1;
+    float *a_block; /* packed rows of A: one chunk, or (few rows) all chunks one after another */
+    float *b_block; /* dynamic B: one packed chunk of a panel */
+    void *rest;     /* what is left of the scratch, for the epilogue */
+} block_t;
+
+enum { B_BLOCK = REE_NR * (REE_CHUNK + 1) };
+
+int64_t ree_matmul_scratch_bytes(int64_t rows, int64_t k, int64_t b_packed)
 {
-    const int64_t panels = (cols + REE_NR - 1) / REE_NR;
-    const int64_t b_floats = b_packed ? 0 : panels * REE_NR * min64(k, REE_CHUNK);
-    return (rows * A_ROW + b_floats) * (int64_t)sizeof(float) + 64;
+    const int64_t chunks = k <= REE_CHUNK ? 1 : (k + REE_CHUNK - 1) / REE_CHUNK;
+    const int64_t few = min64(rows, REE_MR) * chunks, a_rows = few > rows ? few : rows;
+    return (a_rows * TILE_A_ROW + (b_packed ? 0 : B_BLOCK)) * (int64_t)sizeof(float);
 }
 
 /* Offset of the batch item that `row` belongs to. */
@@ -51,46 +66,128 @@ static int64_t batch_offset(const ree_matmul_args *g, const int64_t *strides, in
     return offset;
 }
 
-/* Rows [r0, r1) that share one B, columns [c0, c1). */
-static void block(const ree_matmul_args *g, const float *b, int64_t r0, int64_t r1, int64_t c0, int64_t c1,
-                  float *scratch)
+static void pack_a(const block_t *s, float *to, int64_t k0, int64_t k_count)
 {
-    float *const a_block = scratch, *const b_block = scratch + (r1 - r0) * A_ROW;
-    for (int64_t k0 = 0; k0 == 0 || k0 < g->k; k0 += REE_CHUNK) {
-        const int64_t k_count = min64(g->k - k0, REE_CHUNK);
-        const int last = k0 + k_count == g->k;
-        for (int64_t r = r0; r < r1; r++) {
-            const float *row = g->a + batch_offset(g, g->a_batch, r) + r % g->m * g->a_row;
-            pack_row(a_block + (r - r0) * A_ROW, row + k0 * g->a_k, g->a_k, k_count);
-        }
-        tile_args t = {.a_row = A_ROW, .b_k = REE_NR, .c_row = g->c_row, .k_count = k_count};
-        t.flags = (k0 == 0 ? TILE_FIRST : 0) | (last && !g->epilogue ? TILE_CANONICAL : 0);
-        for (int64_t c = c0; c < c1; c += REE_NR) {
-            const int64_t cols = min64(c1 - c, REE_NR);
-            if (g->b_packed) {
-                t.b = b + c * g->k + k0 * REE_NR;
-            } else {
-                pack_panel(b_block, b + k0 * g->b_k + c * g->b_col, g->b_k, g->b_col, k_count, cols);
-                t.b = b_block;
-            }
-            for (int64_t r = r0; r < r1; r += REE_MR) {
-                t.a = a_block + (r - r0) * A_ROW;
-                t.c = g->c + r * g->c_row + c;
-                tiles[min64(r1 - r, REE_MR)](&t, cols);
-            }
+    const ree_matmul_args *g = s->g;
+    for (int64_t r = s->r0; r < s->r1; r++) {
+        const float *row = g->a + batch_offset(g, g->a_batch, r) + r % g->m * g->a_row;
+        pack_row(to + (r - s->r0) * TILE_A_ROW, row + k0 * g->a_k, g->a_k, k_count);
+    }
+}
+
+/* The chunk at k0 of the panel that begins or continues at column c, packed. */
+static const float *panel_chunk(const block_t *s, int64_t c, int64_t cols, int64_t k0, int64_t k_count)
+{
+    const ree_matmul_args *g = s->g;
+    if (g->b_packed)
+        return s->b + c / REE_NR * REE_NR * g->k + k0 * REE_NR + c % REE_NR;
+    pack_panel(s->b_block, s->b + k0 * g->b_k + c * g->b_col, g->b_k, g->b_col, k_count, cols);
+    return s->b_block;
+}
+
+static int tile_flags(const ree_matmul_args *g, int64_t k0, int64_t k_count)
+{
+    const int canonical = k0 + k_count == g->k && !g->epilogue;
+    return (k0 == 0 ? TILE_FIRST : 0) | (canonical ? TILE_CANONICAL : 0);
+}
+
+/* Columns of the panel from c on, within the block. */
+static int64_t panel_end(const block_t *s, int64_t c) { return min64(s->c1, c / REE_NR * REE_NR + REE_NR); }
+
+static void epilogue(const block_t *s, int64_t c0, int64_t c1)
+{
+    if (s->g->epilogue)
+        s->g->epilogue(s->g->epilogue_args, s->r0, s->r1, c0, c1, s->rest);
+}
+
+/* -- many rows ---------------------------------------------------------------------------- */
+
+static void chunk_of_many(const block_t *s, int64_t k0, int64_t c0, int64_t c1)
+{
+    const ree_matmul_args *g = s->g;
+    tile_args t = {.c_row = g->c_row, .k_count = min64(g->k - k0, REE_CHUNK)};
+    t.flags = tile_flags(g, k0, t.k_count);
+    for (int64_t c = c0, end; c < c1; c = end) {
+        end = min64(c1, panel_end(s, c));
+        t.b = panel_chunk(s, c, end - c, k0, t.k_count);
+        for (int64_t r = s->r0; r < s->r1; r += REE_MR) {
+            t.a = s->a_block + (r - s->r0) * TILE_A_ROW;
+            t.c = g->c + r * g->c_row + c;
+            tiles[min64(s->r1 - r, REE_MR)](&t, end - c);
         }
     }
-    if (g->epilogue)
-        g->epilogue(g->epilogue_args, r0, r1, c0, c1, scratch);
 }
+
+static void many_rows(const block_t *s)
+{
+    const int64_t k = s->g->k;
+    int64_t k0 = 0;
+    for (; k - k0 > REE_CHUNK; k0 += REE_CHUNK) {
+        pack_a(s, s->a_block, k0, REE_CHUNK);
+        chunk_of_many(s, k0, s->c0, s->c1);
+    }
+    pack_a(s, s->a_block, k0, k - k0);
+    if (!s->g->epilogue) {
+        chunk_of_many(s, k0, s->c0, s->c1);
+        return;
+    }
+    const int64_t cols = round_up(EPILOGUE_FLOATS / (s->r1 - s->r0) + 1, REE_NR);
+    for (int64_t c = s->c0; c < s->c1; c += cols) {
+        chunk_of_many(s, k0, c, min64(c + cols, s->c1));
+        epilogue(s, c, min64(c + cols, s->c1));
+    }
+}
+
+/* -- few rows ------------------------------------------------------------------------------ */
+
+/* How many whole panels the wide tile takes at column c; 0: use the tile of one panel. */
+static int64_t wide_panels(const block_t *s, int64_t c)
+{
+    const int64_t rows = s->r1 - s->r0;
+    if (!s->g->b_packed || rows > WIDE_ROWS || c % REE_NR || s->c1 - c < wide_tiles[rows].panels * REE_NR)
+        return 0;
+    return wide_tiles[rows].panels;
+}
+
+static void few_rows(const block_t *s)
+{
+    const ree_matmul_args *g = s->g;
+    const int64_t rows = s->r1 - s->r0;
+    for (int64_t k0 = 0; k0 < g->k; k0 += REE_CHUNK)
+        pack_a(s, s->a_block + rows * k0 / REE_CHUNK * TILE_A_ROW, k0, min64(g->k - k0, REE_CHUNK));
+    tile_args t = {.c_row = g->c_row, .b_panel = g->k * REE_NR};
+    for (int64_t c = s->c0, end; c < s->c1; c = end) {
+        const int64_t panels = wide_panels(s, c);
+        const tile_function tile = panels ? wide_tiles[rows].tile : tiles[rows];
+        end = panels ? c + panels * REE_NR : panel_end(s, c);
+        t.c = g->c + s->r0 * g->c_row + c;
+        for (int64_t k0 = 0; k0 == 0 || k0 < g->k; k0 += REE_CHUNK) {
+            t.k_count = min64(g->k - k0, REE_CHUNK);
+            t.flags = tile_flags(g, k0, t.k_count);
+            t.a = s->a_block + rows * k0 / REE_CHUNK * TILE_A_ROW;
+            t.b = panel_chunk(s, c, end - c, k0, t.k_count);
+            tile(&t, end - c);
+        }
+    }
+    epilogue(s, s->c0, s->c1);
+}
+
+/* -- entry --------------------------------------------------------------------------------- */
 
 void ree_matmul(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch)
 {
     const ree_matmul_args *g = args;
+    block_t s = {.g = g, .c0 = c0, .c1 = c1, .b_block = scratch};
+    s.a_block = s.b_block + (g->b_packed ? 0 : B_BLOCK);
+    s.rest = (char *)scratch + ree_matmul_scratch_bytes(r1 - r0, g->k, g->b_packed);
     while (r0 < r1) {
-        const int64_t end = g->b_packed ? r1 : min64(r1, r0 - r0 % g->m + g->m);
-        const float *b = g->b_packed ? g->b : g->b + batch_offset(g, g->b_batch, r0);
-        block(g, b, r0, end, c0, c1, scratch);
-        r0 = end;
+        s.r0 = r0;
+        s.r1 = g->b_packed ? r1 : min64(r1, r0 - r0 % g->m + g->m);
+        s.b = g->b_packed ? g->b : g->b + batch_offset(g, g->b_batch, r0);
+        if (s.r1 - s.r0 <= REE_MR)
+            few_rows(&s);
+        else
+            many_rows(&s);
+        r0 = s.r1;
     }
 }

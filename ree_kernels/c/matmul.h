@@ -30,8 +30,8 @@ int64_t ree_panel_cols(void);
 int64_t ree_tile_rows(void);
 int64_t ree_vector_floats(void);
 
-/* Scratch that ree_matmul needs for boxes of this size. */
-int64_t ree_matmul_scratch_bytes(int64_t rows, int64_t cols, int64_t k, int64_t b_packed);
+/* Scratch that ree_matmul needs for boxes of up to this many rows; an epilogue's own comes on top. */
+int64_t ree_matmul_scratch_bytes(int64_t rows, int64_t k, int64_t b_packed);
 
 /* Floats of packed B for n columns and k rows. */
 int64_t ree_pack_b_floats(int64_t n, int64_t k);

@@ -4,17 +4,42 @@
 
 #include "vec.h"
 
+/* to[k * to_k + j] = from[j * from_j + k] for 4 x 4 elements. */
+REE_INLINE void transpose_4x4(float *restrict to, int64_t to_k, const float *restrict from, int64_t from_j)
+{
+    typedef float v4 __attribute__((vector_size(16)));
+    typedef int32_t i4 __attribute__((vector_size(16)));
+    v4 a, b, c, d;
+    memcpy(&a, from, 16);
+    memcpy(&b, from + from_j, 16);
+    memcpy(&c, from + 2 * from_j, 16);
+    memcpy(&d, from + 3 * from_j, 16);
+    const v4 ab_low = __builtin_shuffle(a, b, (i4){0, 4, 1, 5}), ab_high = __builtin_shuffle(a, b, (i4){2, 6, 3, 7});
+    const v4 cd_low = __builtin_shuffle(c, d, (i4){0, 4, 1, 5}), cd_high = __builtin_shuffle(c, d, (i4){2, 6, 3, 7});
+    a = __builtin_shuffle(ab_low, cd_low, (i4){0, 1, 4, 5});
+    b = __builtin_shuffle(ab_low, cd_low, (i4){2, 3, 6, 7});
+    c = __builtin_shuffle(ab_high, cd_high, (i4){0, 1, 4, 5});
+    d = __builtin_shuffle(ab_high, cd_high, (i4){2, 3, 6, 7});
+    memcpy(to, &a, 16);
+    memcpy(to + to_k, &b, 16);
+    memcpy(to + 2 * to_k, &c, 16);
+    memcpy(to + 3 * to_k, &d, 16);
+}
+
 /* panel[k][j] = source[k * source_k + j * source_col] for j < cols, else 0; REE_NR columns. */
 REE_INLINE void pack_panel(float *restrict panel, const float *restrict source, int64_t source_k, int64_t source_col,
                            int64_t k_count, int64_t cols)
 {
-    if (source_col == 1 && cols == REE_NR) {
-        for (int64_t k = 0; k < k_count; k++)
+    int64_t k = 0;
+    if (cols == REE_NR && source_col == 1)
+        for (; k < k_count; k++)
             for (int v = 0; v < REE_NV; v++)
                 vf_store(panel + k * REE_NR + v * W, vf_load(source + k * source_k + v * W));
-        return;
-    }
-    for (int64_t k = 0; k < k_count; k++) {
+    else if (cols == REE_NR && source_k == 1)
+        for (; k + 4 <= k_count; k += 4)
+            for (int64_t j = 0; j < REE_NR; j += 4)
+                transpose_4x4(panel + k * REE_NR + j, REE_NR, source + j * source_col + k, source_col);
+    for (; k < k_count; k++) {
         for (int64_t j = 0; j < cols; j++)
             panel[k * REE_NR + j] = source[k * source_k + j * source_col];
         for (int64_t j = cols; j < REE_NR; j++)

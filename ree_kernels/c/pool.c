@@ -23,7 +23,7 @@
 
 enum { MAX_THREADS = 1024, SPINS = 4000 };
 #define MAX_BOXES ((int64_t)1 << 31)
-#define HUGE_PAGE ((size_t)2 << 20)
+#define HUGE_PAGE (2 << 20)
 #define LINE 64
 
 static struct {
@@ -69,6 +69,22 @@ static void free_scratch(void *held)
     free(scratch);
 }
 
+void *ree_alloc(int64_t bytes)
+{
+    const size_t align = bytes >= HUGE_PAGE ? HUGE_PAGE : LINE;
+    const size_t rounded = ((size_t)bytes + align) / align * align;
+    void *memory = NULL;
+    if (bytes < 0 || posix_memalign(&memory, align, rounded))
+        return NULL;
+#if defined(__linux__)
+    if (align == HUGE_PAGE)
+        madvise(memory, rounded, MADV_HUGEPAGE); /* a hint: failure costs speed only */
+#endif
+    return memory;
+}
+
+void ree_free(void *memory) { free(memory); }
+
 /* This thread's scratch, at least `size` bytes, 64-byte aligned; NULL if there is no memory. */
 static void *get_scratch(size_t size)
 {
@@ -81,18 +97,12 @@ static void *get_scratch(size_t size)
         }
     }
     if (size > scratch->size || !scratch->memory) {
-        const size_t align = size >= HUGE_PAGE ? HUGE_PAGE : LINE;
-        const size_t rounded = (size + align) / align * align;
-        void *memory = NULL;
-        if (posix_memalign(&memory, align, rounded))
+        void *memory = ree_alloc((int64_t)size);
+        if (!memory)
             return NULL;
-#if defined(__linux__)
-        if (align == HUGE_PAGE)
-            madvise(memory, rounded, MADV_HUGEPAGE); /* a hint: failure costs speed only */
-#endif
         free(scratch->memory);
         scratch->memory = memory;
-        scratch->size = rounded;
+        scratch->size = size;
     }
     return scratch->memory;
 }

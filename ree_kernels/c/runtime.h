@@ -12,6 +12,10 @@ int ree_run(const ree_step *steps, int64_t n_steps);
 int ree_set_threads(int64_t n_threads);
 int64_t ree_get_threads(void);
 
+/* Memory for packed weights: 64-byte aligned, from 2 MiB on in huge pages where the system has them. NULL: none left. */
+void *ree_alloc(int64_t bytes);
+void ree_free(void *memory);
+
 /* Whether this processor (and operating system) has a named instruction set. */
 int ree_cpu_has(const char *isa);
 

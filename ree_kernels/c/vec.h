@@ -114,6 +114,7 @@ REE_INLINE vf vf_canonical(vf v)
 #endif
 
 #define REE_NR (REE_NV * W)
+#define REE_NV_MAX 8 /* vectors of the widest tile (few rows, several panels) */
 
 REE_INLINE vf vf_add(vf a, vf b) { return a + b; }
 REE_INLINE vf vf_sub(vf a, vf b) { return a - b; }
