@@ -120,7 +120,7 @@ def _glu(ctx: Lowering, x: T, dim: int = -1) -> T:
     return ctx.emit("mul", [first, ctx.emit("sigmoid", [second])])
 
 
-@lowers("aten.dropout.default", "aten.feature_dropout.default", "aten.alpha_dropout.default")
+@lowers("aten.feature_dropout.default", "aten.alpha_dropout.default")
 def _dropout(ctx: Lowering, x: T, p: float, train: bool) -> T:
     """The identity of evaluation mode."""
     if train and p != 0:

@@ -122,6 +122,8 @@ def gather(ctx: Lowering, x: T, axis: int, index: T) -> T:
     if x.rank == 0 or index.rank == 0:
         lines = [ctx.reshape(t, (1,)) if t.rank == 0 else t for t in (x, index)]
         return ctx.reshape(gather(ctx, lines[0], 0, lines[1]), index.shape)
+    if 0 in index.shape:  # torch lets an empty index have any rank
+        return ctx.full(index.shape, 0, x.dtype)
     return ctx.emit("gather", [x, ctx.cast(index, DType.I64)], axis=axis)
 
 
@@ -188,8 +190,9 @@ def _(ctx: Lowering, x: T, indices: Sequence[T | None]) -> T:
     return ctx.emit("index", [x, *tensors], axes=axes, place=index_place(axes))
 
 
-def _search_node(ctx: Lowering, row: T, x: T, right: bool, out_int32: bool) -> T:
+def _search_node(ctx: Lowering, row: T, x: T | int | float, right: bool, out_int32: bool) -> T:
     common = ctx.promote(row, x)
+    x = x if isinstance(x, T) else ctx.full((), x, common)
     scalar = x.rank == 0
     x = ctx.reshape(x, (1,)) if scalar else x
     found = ctx.emit("searchsorted", [ctx.cast(row, common), ctx.cast(x, common)], right=right)
@@ -201,9 +204,9 @@ def _(ctx: Lowering, x: T, boundaries: T, *, out_int32: bool = False, right: boo
     return _search_node(ctx, boundaries, x, right, out_int32)
 
 
-@lowers("aten.searchsorted.Tensor")
+@lowers("aten.searchsorted.Tensor", "aten.searchsorted.Scalar")
 def _(
-    ctx: Lowering, row: T, x: T, *, out_int32: bool = False, right: bool = False, side: str | None = None,
+    ctx: Lowering, row: T, x: T | int | float, *, out_int32: bool = False, right: bool = False, side: str | None = None,
     sorter: T | None = None,
 ) -> T:  # fmt: skip
     if sorter is not None:

@@ -10,7 +10,7 @@ from ree.errors import DTypeError, ShapeError
 from ree.lower import Lowering, T
 from ree.ops.spec import Attrs, lowers, operator_def, same_type
 from ree.ops.view import clamp_slice
-from ree.types import TensorType, Type
+from ree.types import DType, TensorType, Type
 
 
 def _cat_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
@@ -219,3 +219,12 @@ def _(ctx: Lowering, x: T, offset: int = 0, first: int = -2, second: int = -1) -
     for axis in sorted(axes.values()):
         shape.insert(axis, size)
     return ctx.emit("diagonal_scatter", [ctx.full(shape, 0, x.dtype), x], offset=offset, **axes)
+
+
+@lowers("aten.tril_indices.default", "aten.triu_indices.default")
+def _(ctx: Lowering, rows: int, cols: int, offset: int = 0, *, dtype: DType | None = None) -> T:
+    """Row and column numbers of a triangle in C order, as a constant."""
+    import numpy as np
+
+    find = np.tril_indices if "tril" in ctx.target else np.triu_indices
+    return ctx.constant(np.ascontiguousarray(find(rows, offset, cols), ctx.out.dtype.numpy), ctx.out.dtype)

@@ -162,6 +162,20 @@ def _neutral(reduce: str, dtype: DType) -> int | float | bool:
 
 @lowers("aten.scatter_reduce.two")
 def _(ctx: Lowering, x: T, axis: int, index: T, src: T, reduce: str, *, include_self: bool = True) -> T:
+    return scatter_reduce(ctx, x, axis, index, src, reduce, include_self)
+
+
+@lowers("aten.index_reduce.default")
+def _(ctx: Lowering, x: T, axis: int, index: T, src: T, reduce: str, *, include_self: bool = True) -> T:
+    if x.rank:
+        shape = [1] * x.rank
+        shape[ctx.axis(axis, x.rank)] = -1
+        index = ctx.reshape(index, [product(index.shape) if n < 0 else 1 for n in shape])
+    return scatter_reduce(ctx, x, axis, ctx.broadcast(index, src.shape), src, reduce, include_self)
+
+
+def scatter_reduce(ctx: Lowering, x: T, axis: int, index: T, src: T, reduce: str, include_self: bool) -> T:
+    """torch's reductions sum, prod, mean, amin, amax, with or without the elements of x."""
     if reduce == "mean":
         return _scatter_mean(ctx, x, axis, index, src, include_self)
     name = _NAMES[reduce]
