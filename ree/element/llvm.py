@@ -303,7 +303,7 @@ class Printer:
         value = self.wide(self.values[self.program.results[number]])
         raw = self.ops().store_narrow(dtype, value)
         base, step, _ = self._address(port, self.index)
-        stored = STORAGE[dtype]
+        stored = f"i{8 * dtype.size_bytes}"
         if self.width == 1:
             place = self._element(port, dtype, base)
             self.w.void(f"store {stored} {raw}, ptr {place}, align {dtype.size_bytes}")

@@ -135,11 +135,15 @@ class Ops:
         near = self.w.intrinsic("copysign", wide, near, a)
         return self.select(self.compare("olt", wide, size, magic), wide, near, a)
 
-    def canonical(self, type: Type, a: str) -> str:
-        """The value with every NaN made the canonical one."""
-        wide = self.type(type)
-        nan = self.constant(LLVM_TYPE[type], "0x7FF8000000000000")
-        return self.select(self.compare("uno", wide, a, a), wide, nan, a)
+    def canonical_bits(self, type: Type, a: str) -> str:
+        """The bits of a float, those of the canonical NaN for every NaN.
+
+        The choice is between integers: LLVM holds all NaNs equal and would drop one between floats.
+        """
+        wide, bits = self.type(type), self.of(f"i{type.bits}")
+        raw = self.cast("bitcast", wide, a, bits)
+        nan = self.constant(f"i{type.bits}", 0x7FC00000 if type is Type.F32 else 0x7FF8000000000000)
+        return self.select(self.compare("uno", wide, a, a), bits, nan, raw)
 
     # -- integers and bits ---------------------------------------------------------------
     def _integer(self, op: str, type: Type, wide: str, args: list[str]) -> str:
@@ -208,10 +212,8 @@ class Ops:
 
     def bitcast(self, source: Type, to: Type, a: str) -> str:
         if source.is_float:
-            a = self.canonical(source, a)
-        if LLVM_TYPE[source] == LLVM_TYPE[to]:
-            return a
-        return self.cast("bitcast", self.type(source), a, self.type(to))
+            return self.canonical_bits(source, a)
+        return self.cast("bitcast", self.type(source), a, self.type(to)) if to.is_float else a
 
     # -- storage ------------------------------------------------------------------------------
     def load_widen(self, dtype: DType, raw: str) -> str:
@@ -234,7 +236,7 @@ class Ops:
         return self.binary("shl", self.of("i32"), wide, self.constant("i32", 16))
 
     def store_narrow(self, dtype: DType, a: str) -> str:
-        """Storage bits of an element: rounded to nearest even, NaN canonical, integers wrapped."""
+        """Storage bits of an element (LLVM type iN): rounded to nearest even, NaN canonical, integers wrapped."""
         if dtype is DType.BOOL:
             return self.cast("zext", self.of("i1"), a, self.of("i8"))
         if dtype in (DType.I8, DType.U8, DType.I16):
@@ -243,7 +245,7 @@ class Ops:
             return self._narrow_bf16(a)
         if dtype is DType.F16:
             return self._narrow_f16(a)
-        return self.canonical(dtype.element, a) if dtype.is_float else a
+        return self.canonical_bits(dtype.element, a) if dtype.is_float else a
 
     def _narrow_bf16(self, a: str) -> str:
         wide = self.of("i32")

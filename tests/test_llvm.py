@@ -1,0 +1,534 @@
+"""LLVM kernels against the interpreter: every instruction, every fold, random programs, all ISAs."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+
+from jit_case import check_kernel, run_kernel
+from ree.element import jit
+from ree.element.interpret import interpret
+from ree.element.llvm import Layout
+from ree.element.program import FOLDS, INSTRUCTIONS, OUT, Builder, Port, Program, Value
+from ree.errors import DeviceError, GraphError
+from ree.types import DType, Type
+
+STORED = {
+    Type.BOOL: DType.BOOL,
+    Type.I32: DType.I32,
+    Type.I64: DType.I64,
+    Type.U32: DType.U32,
+    Type.U64: DType.U64,
+    Type.F32: DType.F32,
+    Type.F64: DType.F64,
+}
+NUMPY = {type: np.dtype(dtype.numpy) for type, dtype in STORED.items()}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Kernels of these tests are compiled by the code under test, not found in a user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def special(type: Type) -> np.ndarray:
+    """Values at which instructions differ from what is nearly right."""
+    if type is Type.BOOL:
+        return np.array([False, True])
+    if type.is_int:
+        top = 1 << (type.bits - 1)
+        small = [0, 1, 2, 3, 5, 7, 31, 32, 33, 63, 64, 100]
+        large = [top - 1, top - 2, (1 << 24) + 1, (1 << 30) + 1]
+        if type.bits == 64:
+            large += [(1 << 53) + 1, (1 << 62) + (1 << 38), (1 << 40) + 1]
+        values = small + large + ([-v for v in small + large] + [-top] if type.is_signed else [top, 2 * top - 1])
+        return np.array(values, dtype=NUMPY[type])
+    single = type is Type.F32
+    tiny, least, most = (1.1754944e-38, 1e-45, 3.4028235e38) if single else (2.2250738585072014e-308, 5e-324, 1.7976931348623157e308)
+    positive = [0.0, 1.0, 0.5, 1.5, 2.5, 3.5, 0.49999997, 0.7, 3.0, 1e-3, 8388607.5, 8388609.0, 4503599627370495.5, 1e10]
+    positive += [2147483647.0, 2147483648.0, 4294967296.0, 9.2233720368547758e18, 1.8446744073709552e19, 65504.0, 65519.9]
+    positive += [65520.0, 5.9604645e-8, 2.9802322e-8, 6.1035156e-5, tiny, tiny / 2, least, most, np.inf, np.nan, 1e-30, 1e30]
+    both = np.array(positive + [-v for v in positive], dtype=NUMPY[type])
+    bits = both.view(np.uint32 if single else np.uint64)
+    odd_nans = [0x7F800001, 0xFFC12345] if single else [0x7FF0000000000001, 0xFFF8000012345678]
+    return np.concatenate([bits, np.array(odd_nans, dtype=bits.dtype)]).view(NUMPY[type])
+
+
+def pairs(type: Type) -> list[np.ndarray]:
+    """All pairs of special values as two rows-by-columns arrays; the columns leave a tail."""
+    values = special(type)
+    a, b = (m.reshape(-1) for m in np.meshgrid(values, values, indexing="ij"))
+    columns = -(-len(a) // 2) | 1
+    return [np.resize(v, (2, columns)) for v in (a, b)]
+
+
+def pointwise(types: list[Type], make, dtypes: list[DType] | None = None) -> Program:
+    """Program of rank 2 whose results `make(builder, *elements of the inputs)` lists."""
+    ports = [Port(d, 2) for d in (dtypes or [STORED[t] for t in types])]
+    b = Builder(ports, 2)
+    results = make(b, *(b.load(n, *b.indices()) for n in range(len(ports))))
+    return b.finish(results, [STORED[r.type] for r in results])
+
+
+# -- instructions -------------------------------------------------------------------------
+PLAIN = [op for op, rule in INSTRUCTIONS.items() if rule.arity in (1, 2) and rule.result != "to" and op not in ("bound", "round")]
+
+
+@pytest.mark.parametrize("type", list(Type))
+def test_every_plain_instruction(type: Type) -> None:
+    def make(b: Builder, x: Value, y: Value) -> list[Value]:
+        names = [op for op in PLAIN if type in INSTRUCTIONS[op].types]
+        return [b.op(op, *(x, y)[: INSTRUCTIONS[op].arity]) for op in names]
+
+    check_kernel(pointwise([type, type], make), pairs(type), pairs(type)[0].shape)
+
+
+@pytest.mark.parametrize("type", [Type.F32, Type.F64])
+def test_fma_rounds_once(type: Type) -> None:
+    random = np.random.default_rng(1)
+    bits = np.uint32 if type is Type.F32 else np.uint64
+    arrays = [random.integers(0, np.iinfo(bits).max, (3, 500), dtype=bits).view(NUMPY[type]) for _ in range(3)]
+    values = special(type)
+    for array in arrays:
+        array[1] = random.choice(values, 500)
+        array[2] = random.standard_normal(500)
+    program = pointwise([type] * 3, lambda b, x, y, z: [b.fma(x, y, z), x * y + z])
+    if type is Type.F32:
+        check_kernel(program, arrays, (3, 500))
+        return
+    # the interpreter's binary64 fma is exact but slow
+    check_kernel(program, [a[:, :53] for a in map(np.ascontiguousarray, arrays)], (3, 53))
+
+
+@pytest.mark.parametrize("type", list(Type))
+def test_select_takes_either_side(type: Type) -> None:
+    arrays = [np.resize([True, False, False], pairs(type)[0].shape), *pairs(type)]
+    program = pointwise([Type.BOOL, type, type], lambda b, c, x, y: [b.select(c, x, y)])
+    check_kernel(program, arrays, arrays[0].shape)
+
+
+@pytest.mark.parametrize("type", [t for t in Type if t is not Type.BOOL])
+def test_min_and_max_with_constants(type: Type) -> None:
+    constants = [0.0, -0.0, 1.5, float("nan"), float("inf")] if type.is_float else [0, 1, 7]
+
+    def make(b: Builder, x: Value) -> list[Value]:
+        found = []
+        for number in constants:
+            c = b.const(number, type)
+            found += [b.op("max", x, c), b.op("max", c, x), b.op("min", x, c), b.op("min", c, x)]
+        return found
+
+    array = pairs(type)[0]
+    check_kernel(pointwise([type], make), [array], array.shape)
+
+
+@pytest.mark.parametrize("source", list(Type))
+def test_conversions(source: Type) -> None:
+    def make(b: Builder, x: Value) -> list[Value]:
+        found = [b.convert(x, to) for to in Type if to is not source]
+        same_width = [t for t in Type if t.bits == source.bits and t is not source and t is not Type.BOOL]
+        return found + [b.bitcast(x, to) for to in same_width if source is not Type.BOOL]
+
+    array = pairs(source)[0]
+    check_kernel(pointwise([source], make), [array], array.shape)
+
+
+@pytest.mark.parametrize("dtype", [DType.F16, DType.BF16])
+def test_narrow_floats(dtype: DType) -> None:
+    """All 65536 values are widened; random and halfway floats are rounded."""
+    stored = np.arange(1 << 16, dtype=np.uint16).reshape(4, -1)
+    program = pointwise([Type.F32], lambda b, x: [x * 1.0], [dtype])
+    check_kernel(program, [stored.view(dtype.numpy)], stored.shape)
+    random = np.random.default_rng(2).integers(0, 1 << 32, (6, 3001), dtype=np.uint32)
+    random[1] = (random[1] & 0x8FFFFFFF) | 0x38000000  # near the subnormals of f16
+    random[2] &= 0xFFFFF000  # halfway cases of f16
+    random[3] = (random[3] & 0x80FFF000) | 0x33000000
+    random[4] = (random[4] & 0xFFFF0000) | 0x8000  # halfway cases of bf16
+    random[5, : len(special(Type.F32))] = special(Type.F32).view(np.uint32)
+    b = Builder([Port(DType.F32, 2)], 2)
+    x = b.load(0, *b.indices())
+    program = b.finish([x, b.round(x, dtype) * 1.0], [dtype, DType.F32])
+    check_kernel(program, [random.view(np.float32)], random.shape)
+
+
+def test_narrow_integers() -> None:
+    b = Builder([Port(d, 1) for d in (DType.I8, DType.U8, DType.I16, DType.I32)], 1)
+    values = [b.load(n, b.index(0)) for n in range(4)]
+    sums = [v * 3 + values[3] for v in values]
+    results = [*sums, *(b.round(sums[0], d) for d in (DType.I8, DType.U8, DType.I16))]
+    program = b.finish(results, [DType.I8, DType.U8, DType.I16, DType.I32, DType.I32, DType.I32, DType.I32])
+    random = np.random.default_rng(3)
+    arrays = [random.integers(-(1 << 31), 1 << 31, 77).astype(p.dtype.numpy) for p in program.inputs]
+    check_kernel(program, arrays, (77,))
+
+
+def test_index_and_params_are_integers() -> None:
+    b = Builder([], 3)
+    i, j, k = b.indices()
+    flat = (i * b.param(0) + j) * b.param(1) + k
+    results = [flat, b.convert(k, Type.F32), flat / 3, b.op("rem", flat, 7), -k, b.convert(k * k, Type.I32)]
+    program = b.finish(results, [DType.I64, DType.F32, DType.I64, DType.I64, DType.I64, DType.I32])
+    check_kernel(program, [], (3, 2, 37), (2, 37))
+
+
+# -- memory -----------------------------------------------------------------------------------
+def _random(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+VIEWS = {
+    "contiguous": lambda a: a,
+    "transposed": lambda a: np.ascontiguousarray(a.T).T,
+    "row": lambda a: np.broadcast_to(a[0], a.shape),
+    "column": lambda a: np.broadcast_to(a[:, :1], a.shape),
+    "scalar": lambda a: np.broadcast_to(a[0, 0], a.shape),
+    "reversed": lambda a: a[::-1, ::-1],
+    "strided": lambda a: np.repeat(a, 3, axis=1)[:, ::3],
+}
+
+
+@pytest.mark.parametrize("view", list(VIEWS))
+@pytest.mark.parametrize("known", [True, False])
+def test_loads_by_strides(view: str, known: bool) -> None:
+    program = pointwise([Type.F32, Type.F32], lambda b, x, y: [x * y + x])
+    for columns in (1, 15, 16, 33):
+        a, c = _random((5, columns)), _random((5, columns), 1)
+        check_kernel(program, [VIEWS[view](a), c], (5, columns), known=known)
+
+
+def test_results_by_strides() -> None:
+    program = pointwise([Type.F32], lambda b, x: [x + x, x * x])
+    x = _random((7, 37))
+    results = [np.zeros((37, 7), np.float32).T, np.zeros((7, 74), np.float32)[:, ::2]]
+    for isa in jit.isas():
+        for result in results:
+            result[...] = 0
+        assert run_kernel(program, [x], results, x.shape, isa=isa) == 0
+        assert np.array_equal(results[0], x + x) and np.array_equal(results[1], x * x)
+
+
+def test_load_if_reads_nothing_elsewhere() -> None:
+    """Padding: out of range coordinates must not be read, by any kind of load."""
+    b = Builder([Port(DType.F32, 2), Port(DType.F32, 1)], 2)
+    i, j = b.indices()
+    n, huge = b.param(0), b.param(1)
+    inside = (j >= 3) & (j < n)
+    row_ok = i.eq(1)
+    results = [
+        b.load_if(inside, 5.0, 0, i, j - 3 + b.select(inside, b.i64(0), huge)),  # gather
+        b.load_if(inside, 5.0, 0, i, j - 3),  # contiguous
+        b.load_if(inside, -1.0, 1, i),  # one address for all lanes
+        b.load_if(row_ok, 2.0, 0, i - 1 + b.select(row_ok, b.i64(0), huge), j),  # one condition for all lanes
+        b.load_if(row_ok, 2.0, 1, i),  # uniform altogether
+        b.load_if(row_ok, b.load(0, i, j), 1, i),
+    ]
+    program = b.finish(results, [DType.F32] * len(results))
+    for columns in (1, 5, 20, 40):
+        check_kernel(program, [_random((2, columns)), _random((2,))], (2, columns), (min(columns, 24), 1 << 60))
+
+
+def test_gather_and_bound() -> None:
+    b = Builder([Port(DType.F32, 2), Port(DType.I64, 1)], 2)
+    i, j = b.indices()
+    row = b.bound(b.load(1, i), b.param(0))
+    column = b.bound(b.load(1, j), b.param(1))
+    program = b.finish([b.load(0, row, j), b.load(0, i, column)], [DType.F32, DType.F32])
+    table, index = _random((35, 35)), np.random.default_rng(4).integers(0, 35, 35)
+    check_kernel(program, [table, index], (35, 35), (35, 35))
+    for bad, place in ((-1, 0), (35, 34), (1 << 62, 20), (-(1 << 63), 33)):
+        wrong = index.copy()
+        wrong[place] = bad
+        for isa in jit.isas():
+            results = [np.zeros((35, 35), np.float32) for _ in range(2)]
+            assert run_kernel(program, [table, wrong], results, (35, 35), (35, 35), isa) == 1
+        # a column outside of the box is nobody's failure
+        if place == 34:
+            narrow = [np.zeros((35, 35), np.float32) for _ in range(2)]
+            assert run_kernel(program, [table, wrong], narrow, (35, 35), (35, 35), boxes=[(0, 34, 0, 34)]) == 0
+
+
+def test_in_place_and_in_boxes() -> None:
+    program = pointwise([Type.F32, Type.F32], lambda b, x, y: [x * 2.0 + y, x - y])
+    x, y = _random((9, 83)), _random((9, 83), 1)
+    for isa in jit.isas():
+        a, c = x.copy(), y.copy()
+        boxes = [(0, 4, 0, 50), (0, 4, 50, 83), (4, 9, 0, 1), (4, 9, 1, 83), (9, 9, 0, 83), (3, 4, 83, 83)]
+        assert run_kernel(program, [a, c], [a, c], x.shape, isa=isa, boxes=boxes) == 0
+        assert np.array_equal(a, x * np.float32(2) + y) and np.array_equal(c, x - y)
+
+
+def test_boxes_touch_nothing_else() -> None:
+    random = np.random.default_rng(5)
+    b = Builder([Port(DType.F32, 3)], 3)
+    i, j, k = b.indices()
+    total = b.fold_sum(b.param(0), lambda n: b.load(0, i, j, n))
+    program = b.finish([b.load(0, i, j, k) - total], [DType.F32])
+    x = _random((3, 5, 61))
+    whole = interpret(program, [x], x.shape, (61,))[0].reshape(15, 61)
+    for isa in jit.isas():
+        for _ in range(8):
+            r, c = sorted(random.integers(0, 16, 2)), sorted(random.integers(0, 62, 2))
+            result = np.full((3, 5, 61), 9, np.float32)
+            box = (int(r[0]), int(r[1]), int(c[0]), int(c[1]))
+            run_kernel(program, [x], [result], x.shape, (61,), isa, [box])
+            expected = np.full((15, 61), 9, np.float32)
+            expected[r[0] : r[1], c[0] : c[1]] = whole[r[0] : r[1], c[0] : c[1]]
+            assert np.array_equal(result.reshape(15, 61), expected)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (17,), (0,), (4, 0), (0, 4), (2, 0, 3), (2, 3, 4, 5)])
+def test_shapes(shape: tuple[int, ...]) -> None:
+    b = Builder([Port(DType.F32, len(shape))], len(shape))
+    x = b.load(0, *b.indices())
+    program = b.finish([x * x, b.const(1.5, Type.F64)], [DType.F32, DType.F64])
+    check_kernel(program, [_random(shape)], shape)
+
+
+# -- folds ----------------------------------------------------------------------------------------
+LENGTHS = [0, 1, 15, 16, 17, 255, 256, 257, 4095, 4097]
+
+
+def _folds(b: Builder, n: Value, x) -> list[Value]:
+    """Every kind of fold over x(k), an f32."""
+    as_int = lambda k: b.convert(x(k) * 8.0, Type.I32)  # noqa: E731
+    carried = b.chain(n, [b.f32(0.25), b.i64(0)], lambda k, s, c: [s * 0.5 + x(k), c + b.convert(x(k) > 0.0, Type.I64)])
+    return [
+        b.fold_sum(n, x),
+        b.fold_sum(n, lambda k: b.convert(x(k), Type.F64) * 0.3),
+        b.fold_max(n, x),
+        b.fold_min(n, x),
+        b.fold_max(n, as_int),
+        b.fold_min(n, lambda k: b.convert(as_int(k), Type.U32)),
+        b.fold_isum(n, as_int),
+        b.fold_any(n, lambda k: x(k) > 2.5),
+        b.fold_all(n, lambda k: x(k) > -2.5),
+        b.fold_dot(n, lambda k: (x(k), x(k) + 1.0)),
+        *carried,
+    ]
+
+
+def _fold_program(make_x, rank: int, port_rank: int, per_column: bool = False) -> Program:
+    b = Builder([Port(DType.F32, port_rank), Port(DType.I64, 1)], rank)
+    n = b.load(1, b.index(rank - 1)) if per_column else b.param(0)
+    results = _folds(b, n, make_x(b))
+    return b.finish(results, [STORED[r.type] for r in results])
+
+
+def test_all_folds_are_tested() -> None:
+    program = _fold_program(lambda b: lambda k: b.load(0, k), 1, 1)
+    assert {f"fold:{kind}" for kind in FOLDS} == {i.op for i in program.body if i.region is not None}
+
+
+@pytest.mark.parametrize("layout", ["contiguous in k", "strided in k"])
+def test_folds_computed_once_a_row(layout: str) -> None:
+    program = _fold_program(lambda b: lambda k: b.load(0, b.index(0), k), 2, 2)
+    for n in LENGTHS:
+        x = _random((3, n), n)
+        x = x if layout == "contiguous in k" else np.ascontiguousarray(x.T).T
+        check_kernel(program, [x, np.zeros(0, np.int64)], (3, 2), (n,), known=layout == "contiguous in k")
+
+
+def test_folds_in_columns() -> None:
+    program = _fold_program(lambda b: lambda k: b.load(0, k, b.index(0)), 1, 2)
+    for n in LENGTHS:
+        check_kernel(program, [_random((n, 19), n), np.zeros(0, np.int64)], (19,), (n,))
+
+
+def test_folds_of_rows_to_a_vector() -> None:
+    program = _fold_program(lambda b: lambda k: b.load(0, b.index(0), k), 1, 2)
+    for n in LENGTHS:
+        check_kernel(program, [_random((5, n), n), np.zeros(0, np.int64)], (5,), (n,))
+
+
+def test_folds_with_a_count_for_each_column() -> None:
+    program = _fold_program(lambda b: lambda k: b.load(0, k, b.index(0)), 1, 2, per_column=True)
+    counts = np.array([*LENGTHS[:8], *np.random.default_rng(6).integers(0, 600, 27)], dtype=np.int64)
+    check_kernel(program, [_random((600, 35)), counts], (35,), (0,))
+
+
+def test_sums_of_many_chunks() -> None:
+    """More than 256 chunks: a third level of sums."""
+    b = Builder([Port(DType.F32, 1)], 2)
+    across = b.fold_sum(b.param(0), lambda k: b.load(0, k))
+    down = b.fold_sum(b.param(0), lambda k: b.load(0, k) * b.convert(b.index(1), Type.F32))
+    program = b.finish([across, down], [DType.F32, DType.F32])
+    for n in (65535, 65536, 65537, 3 * 65536 + 5):
+        check_kernel(program, [_random((n,))], (1, 3), (n,))
+
+
+def test_special_values_in_folds() -> None:
+    program = _fold_program(lambda b: lambda k: b.load(0, b.index(0), k), 2, 2)
+    random = np.random.default_rng(7)
+    finite = special(Type.F32)[np.abs(special(Type.F32)) < 1e20]
+    rows = [random.choice(special(Type.F32), 70), random.choice(finite, 70), np.full(70, -0.0), np.full(70, -np.inf)]
+    rows += [random.choice(np.array([0.0, -0.0]), 70), random.choice(np.array([0.0, -0.0, -1.0]), 70)]
+    check_kernel(program, [np.array(rows, np.float32), np.zeros(0, np.int64)], (len(rows), 1), (70,))
+    turned = _fold_program(lambda b: lambda k: b.load(0, k, b.index(0)), 1, 2)
+    check_kernel(turned, [np.ascontiguousarray(np.array(rows, np.float32).T), np.zeros(0, np.int64)], (len(rows),), (70,))
+
+
+def test_nested_folds() -> None:
+    b = Builder([Port(DType.F32, 2), Port(DType.F32, 2)], 2)
+    i, j = b.indices()
+    n = b.param(0)
+    largest = b.fold_max(n, lambda k: b.fold_sum(n, lambda q: b.load(0, k, q) * b.load(1, q, k)))
+    mixed = b.fold_sum(n, lambda k: b.fold_dot(k, lambda q: (b.load(0, j, q), b.load(1, q, k))))
+    inner_uniform = b.fold_sum(n, lambda k: b.fold_max(n, lambda q: b.load(0, i, q)) * b.load(0, j, k))
+    program = b.finish([largest, mixed, inner_uniform], [DType.F32] * 3)
+    check_kernel(program, [_random((21, 21)), _random((21, 21), 1)], (21, 21), (21,))
+
+
+def test_softmax_of_rows() -> None:
+    b = Builder([Port(DType.F32, 2)], 2)
+    i, j = b.indices()
+    n = b.param(0)
+    shape = lambda x: b.fma(b.fma(x, x * 0.25, 0.5), x, 1.0)  # noqa: E731
+    top = b.fold_max(n, lambda k: b.load(0, i, k))
+    total = b.fold_sum(n, lambda k: shape(b.load(0, i, k) - top))
+    program = b.finish([shape(b.load(0, i, j) - top) / total], [DType.F32])
+    for columns in (1, 16, 50, 1000):
+        check_kernel(program, [_random((4, columns))], (4, columns), (columns,))
+
+
+# -- random programs ---------------------------------------------------------------------------
+def _random_program(seed: int) -> Program:
+    """A program of some thirty instructions over all types, with folds, of rank 2."""
+    random = np.random.default_rng(seed)
+    b = Builder([Port(DType.F32, 2), Port(DType.I32, 2), Port(DType.F16, 2), Port(DType.F64, 1)], 2)
+    i, j = b.indices()
+    pool = [b.load(0, i, j), b.load(1, j, i), b.load(2, i, j), b.load(3, j), b.load(3, i), i, j, b.param(0)]
+
+    def grow(pool: list[Value], count: int, depth: int) -> Value:
+        for _ in range(count):
+            pool.append(step(pool, depth))
+        return pool[-1]
+
+    def step(pool: list[Value], depth: int) -> Value:
+        x = pool[random.integers(len(pool))]
+        choice = random.integers(12)
+        if choice == 0:
+            return b.convert(x, list(Type)[random.integers(7)])
+        if choice == 1 and depth < 2:
+            return fold(pool, depth)
+        mates = [v for v in pool if v.type is x.type]
+        names = [op for op in [*PLAIN, "select", "fma"] if x.type in INSTRUCTIONS[op].types]
+        op = names[random.integers(len(names))]
+        args = [x, *(mates[random.integers(len(mates))] for _ in range(INSTRUCTIONS[op].arity - 1))]
+        if op == "select":
+            args = [args[0].ne(args[1]), args[1], args[2]]
+        return b.op(op, *args)
+
+    def fold(pool: list[Value], depth: int) -> Value:
+        count = [b.param(0), i, j, b.i64(20)][random.integers(4)]
+        kind = ["sum", "max", "min", "isum", "any", "all", "chain"][random.integers(7)]
+
+        def body(k: Value, *carried: Value) -> Value:
+            inner = [*pool, *carried, k, b.load(0, i, k), b.load(0, k, j), b.load(3, k)]
+            last = grow(inner, 5, depth + 1)
+            want = {"sum": Type.F64, "isum": Type.I32, "any": Type.BOOL, "all": Type.BOOL}.get(kind, Type.F32)
+            return b.convert(last, want)
+
+        if kind == "chain":
+            return b.chain(count, [b.f32(1.0)], lambda k, c: [body(k, c)])[0]
+        return {
+            "sum": b.fold_sum, "max": b.fold_max, "min": b.fold_min,
+            "isum": b.fold_isum, "any": b.fold_any, "all": b.fold_all,
+        }[kind](count, body)  # fmt: skip
+
+    grow(pool, 25, 0)
+    results = pool[-3:]
+    return b.finish(results, [STORED[r.type] for r in results])
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_random_programs(seed: int) -> None:
+    program = _random_program(seed)
+    random = np.random.default_rng(seed)
+    n = 21
+    arrays = [
+        random.choice(special(Type.F32), (n, n)),
+        random.choice(special(Type.I32), (n, n)),
+        random.standard_normal((n, n)).astype(np.float16),
+        random.choice(special(Type.F64), n),
+    ]
+    check_kernel(program, arrays, (n, n), (n,), isas=jit.isas() if seed % 4 == 0 else jit.isas()[-1:])
+
+
+# -- refusals, objects, assembly ------------------------------------------------------------------
+def test_extent_and_wrong_layouts_are_refused() -> None:
+    b = Builder([Port(DType.F32, 1)], 1)
+    program = b.finish([b.load(0, b.index(0)) * b.convert(b.extent(OUT, 0), Type.F32)], [DType.F32])
+    with pytest.raises(GraphError, match="extents"):
+        jit.compile_kernel(program, Layout(((1,), (1,)), 0))
+    with pytest.raises(GraphError, match="layout"):
+        jit.compile_kernel(pointwise([Type.F32], lambda b, x: [x]), Layout(((1,), (1,)), 0))
+
+
+def test_unknown_isa_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = pointwise([Type.F32], lambda b, x: [x])
+    with pytest.raises(DeviceError):
+        jit.compile_kernel(program, Layout(((None, 1), (None, 1)), 0), "sse9")
+    monkeypatch.setenv("REE_ISA", "sse9")
+    with pytest.raises(DeviceError):
+        jit.default_isa()
+    monkeypatch.setenv("REE_ISA", "portable")
+    assert jit.default_isa() == jit.isas()[0] or jit.isas() == ["native"]
+
+
+def undefined_symbols(elf: bytes) -> tuple[int, set[str]]:
+    """The machine number of a 64-bit ELF object, and the names that it wants from outside."""
+    assert elf[:5] == b"\x7fELF\x02"
+    sections_at, = struct.unpack_from("<Q", elf, 40)
+    size, count = struct.unpack_from("<HH", elf, 58)
+    sections = [struct.unpack_from("<IIQQQQIIQQ", elf, sections_at + i * size) for i in range(count)]
+    names: set[str] = set()
+    for section in sections:
+        if section[1] != 2:  # SHT_SYMTAB
+            continue
+        strings = sections[section[6]][4]
+        for at in range(section[4] + 24, section[4] + section[5], 24):
+            name, _, _, home = struct.unpack_from("<IBBH", elf, at)
+            if home == 0:
+                names.add(elf[strings + name : elf.index(b"\0", strings + name)].decode())
+    return struct.unpack_from("<H", elf, 18)[0], names
+
+
+TRIPLES = [
+    ("x86_64-unknown-linux-gnu", "x86-64", "+sse2", 62, {"fma", "fmaf"}),
+    ("x86_64-unknown-linux-gnu", "x86-64-v3", "+avx2,+fma,+f16c,+bmi,+bmi2", 62, set()),
+    ("aarch64-unknown-linux-gnu", "generic", "+neon", 183, set()),
+    ("riscv64-unknown-linux-gnu", "generic-rv64", "+m,+a,+f,+d,+c", 243, set()),
+]
+
+
+@pytest.mark.parametrize(("triple", "cpu", "features", "machine", "allowed"), TRIPLES)
+def test_objects_need_nothing_but_fma(triple: str, cpu: str, features: str, machine: int, allowed: set[str]) -> None:
+    """Every instruction that could become a call of libm or of the compiler's run-time library."""
+
+    def make(b: Builder, x: Value, y: Value) -> list[Value]:
+        one = [op for op in PLAIN if Type.F32 in INSTRUCTIONS[op].types]
+        found = [b.op(op, *(x, y)[: INSTRUCTIONS[op].arity]) for op in one]
+        wide = b.convert(x, Type.F64)
+        two = [op for op in PLAIN if Type.F64 in INSTRUCTIONS[op].types and INSTRUCTIONS[op].arity == 1]
+        found += [b.op(op, wide) for op in two] + [b.fma(x, y, x), b.fma(wide, wide, wide)]
+        found += [b.convert(b.convert(v, t), Type.F32) for v in (x, wide) for t in (Type.I32, Type.I64, Type.U64)]
+        return [*found, b.round(x, DType.F16), b.round(x, DType.BF16)]
+
+    program = pointwise([Type.F32, Type.F32], make)
+    layout = Layout(((None, 1),) * (2 + len(program.results)), 0)
+    number, wanted = undefined_symbols(jit.emit_object(program, layout, triple, cpu, features))
+    assert number == machine
+    assert wanted <= allowed | {"memset", "memcpy"}
+
+
+@pytest.mark.parametrize("isa", [i for i in jit.isas() if i.startswith("avx")])
+def test_products_and_sums_are_not_contracted(isa: str) -> None:
+    program = pointwise([Type.F32, Type.F32], lambda b, x, y: [x * y + x - y * y])
+    text = jit.emit_assembly(program, Layout(((None, 1),) * 3, 0), isa)
+    assert "vmulps" in text and "vfm" not in text and "vfnm" not in text
+    fused = pointwise([Type.F32, Type.F32], lambda b, x, y: [b.fma(x, y, x)])
+    assert "vfm" in jit.emit_assembly(fused, Layout(((None, 1),) * 3, 0), isa)
