@@ -1,0 +1,252 @@
+"""The command line: thin, every command with --json.
+
+Exit code 0: good; 1: a verification failed; 2: bad usage or bad input, with one line on
+standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ree.errors import Error, InputError, VerificationError
+
+FAILED, BAD = 1, 2
+
+app = typer.Typer(
+    name="ree",
+    help="Deterministic compiler for PyTorch models: the same bits on every processor.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_err = Console(stderr=True)
+_out = Console(width=None if sys.stdout.isatty() else 140)
+
+# The root of click's errors; typer carries a copy of click, whose place differs between its versions.
+_USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads; the result does not depend on them.")]
+Model = Annotated[str, typer.Argument(help="A .pt2 file, a Hugging Face model folder, or FILE.py:FACTORY.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        import ree
+
+        print(ree.__version__)
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(BAD)
+
+
+@app.command()
+def compile(
+    source: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .ree file to write.")],
+    as_json: Json = False,
+) -> None:
+    """Compile a model to a .ree file."""
+    import ree
+    from ree import loaders
+
+    with _err.status("loading the model"):
+        loaded = loaders.load(source)
+    with _err.status("compiling"):
+        program = ree.compile(loaded.model, loaded.example_inputs, loaded.dynamic_shapes)
+    with _err.status("writing"):
+        program.save(output)
+    result = {
+        "file": str(output),
+        "bytes": output.stat().st_size,
+        "program_id": program.program_id.hex(),
+        "inputs": {i.name: str(i.type) for i in program.graph.inputs},
+    }
+    _print(result, as_json, f"{output}: {result['bytes']:,} bytes, program {result['program_id']}")
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="A .ree file.")],
+    inputs: Annotated[Path, typer.Option("--input", "-i", help="safetensors file; keys are the input names.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="safetensors file to write.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; the result does not depend on them.")] = None,
+    expect: Annotated[str | None, typer.Option(help="Digest of the outputs; exit code 1 if it differs.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a .ree file on the tensors of a safetensors file."""
+    import ree
+    from ree import measure, tensors
+
+    if threads is not None:
+        ree.threads(threads)
+    program = ree.load(file)
+    results = program.run_flat(tensors.program_inputs(program, tensors.read(inputs)))
+    named = tensors.program_outputs(program, results)
+    digest = measure.digest([array for array, _ in named.values()])
+    if output is not None:
+        tensors.write(output, named)
+    if expect is not None and expect.lower() != digest:
+        raise VerificationError(f"the outputs' digest is {digest}, expected {expect}")
+    result = {
+        "digest": digest,
+        "outputs": {n: {"dtype": d.value, "shape": list(a.shape)} for n, (a, d) in named.items()},
+    }
+    lines = [f"{n}: {d.value}{list(a.shape)}" for n, (a, d) in named.items()]
+    _print(result, as_json, "\n".join([*lines, f"digest {digest}"]))
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A .ree file.")],
+    size: Annotated[list[str] | None, typer.Option(help="Value of a dynamic dimension, NAME=N.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Operators, groups, floating-point operations, bytes and digests of a .ree file."""
+    import ree
+    from ree import inspection
+
+    found = inspection.describe(ree.load(file), _sizes(size or []))
+    if as_json:
+        _print(found, True)
+        return
+    for key in ("program_id", "inputs", "outputs", "dynamic", "planned_at"):
+        _out.print(f"{key}: {found[key]}", markup=False, highlight=False)
+    for key in ("flops", "weights_bytes", "intermediate_bytes", "arena_bytes"):
+        _out.print(f"{key}: {found[key]:,}", markup=False, highlight=False)
+    counts = Table("operator", "nodes", title="operators")
+    for name, count in found["operators"].items():
+        counts.add_row(name, str(count))
+    groups = Table("#", "kernel", "operators", "rows x columns", title="groups, in order")
+    for number, group in enumerate(found["groups"]):
+        rows, columns = group["rows_columns"]
+        groups.add_row(str(number), group["kernel"], " ".join(group["operators"]), f"{rows} x {columns}")
+    weights = Table("weight", "type", "blake3", title="weights")
+    for name, weight in found["weights"].items():
+        weights.add_row(name, weight["type"], weight["blake3"])
+    for table in (counts, groups, weights):
+        _out.print(table, markup=False)
+
+
+@app.command()
+def bench(
+    source: Annotated[str, typer.Argument(help="A .ree file, or a model as `ree compile` takes it.")],
+    threads: Threads = 2,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds of three runs.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Time a model: ree against eager, torch.compile and, if installed, onnxruntime."""
+    from ree import bench as bench_module
+
+    with _err.status("preparing") as status:
+        result = bench_module.bench(source, threads, rounds, lambda step: status.update(step))
+    if as_json:
+        _print(result, True)
+        return
+    table = Table("engine", "median ms", "to ree", "prepare s", "digest")
+    for name, row in result["engines"].items():
+        ratio = row["median_ms"] / result["engines"]["ree"]["median_ms"]
+        table.add_row(name, f"{row['median_ms']:.3f}", f"{ratio:.2f}", f"{row['prepare_s']:.2f}", row["digest"])
+    _out.print(table, markup=False)
+    for name, reason in result["failed"].items():
+        _out.print(f"{name} cannot run this model: {reason}", markup=False, highlight=False)
+
+
+@app.command()
+def audit(source: Model, as_json: Json = False) -> None:
+    """Which operators of a model torch itself does not reproduce, and why."""
+    from ree import audit as audit_module
+    from ree import loaders
+
+    with _err.status("loading the model") as status:
+        loaded = loaders.load(source)
+        report = audit_module.audit(
+            loaded.model, loaded.example_inputs, progress=lambda step: status.update(f"auditing: {step}")
+        )
+    if as_json:
+        _print(report.to_json(), True)
+        return
+    table = Table("operator", "calls", "changes with", "elements", "max ulp", "max relative", "cause")
+    for operator in report.operators:
+        if operator.reproduces:
+            table.add_row(operator.target, str(operator.calls), "nothing that was tried", "0", "", "", "")
+            continue
+        for first, change in zip([True] + [False] * len(operator.changes), operator.changes, strict=False):
+            name, calls, cause = (operator.target, str(operator.calls), operator.cause) if first else ("", "", "")
+            share = f"{change.differing}/{change.elements}"
+            row = (change.setting, share, str(change.ulp_max), f"{change.relative_max:.1e}", cause)
+            table.add_row(name, calls, *row)
+    _out.print(table, markup=False)
+    for target, reason in report.skipped.items():
+        _out.print(f"not audited: {target} ({reason})", markup=False, highlight=False)
+    bad = sum(not o.reproduces for o in report.operators)
+    _out.print(f"{bad} of {len(report.operators)} kinds of operator calls change their bits.", highlight=False)
+
+
+@app.command()
+def demo(as_json: Json = False) -> None:
+    """A trained model under every instruction set, thread count and batch size: one digest."""
+    from ree import demo as demo_module
+
+    with _err.status("preparing") as status:
+        result = demo_module.demo(lambda step: status.update(step))
+    if as_json:
+        _print(result.to_json(), True)
+    else:
+        demo_module.show(result, _out)
+    if not result.reproduces:
+        raise VerificationError("ree's runs gave different bits")
+
+
+# -- helpers ------------------------------------------------------------------------
+
+
+def _sizes(texts: list[str]) -> dict[str, int]:
+    found = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not name or not value.isdecimal():
+            raise InputError(f"--size takes NAME=N, not {text!r}")
+        found[name] = int(value)
+    return found
+
+
+def _print(result: dict[str, Any], as_json: bool, text: str = "") -> None:
+    print(json.dumps(result, indent=1) if as_json else text)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: runs a command and turns every error of ree into one line and an exit code."""
+    try:
+        code = app(arguments, standalone_mode=False)
+    except _USAGE_ERROR as error:
+        code = _complain(error.format_message(), BAD)
+    except VerificationError as error:
+        code = _complain(str(error), FAILED)
+    except Error as error:
+        code = _complain(str(error), BAD)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _complain("interrupted", 130)
+    except BrokenPipeError:
+        code = BAD
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(text: str, code: int) -> int:
+    line = " ".join(part.strip() for part in text.splitlines() if part.strip())
+    print(f"ree: {line}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

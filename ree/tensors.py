@@ -1,0 +1,127 @@
+"""Named tensors in safetensors files, read and written without torch.
+
+bf16 has no NumPy dtype; it is held as uint16, as in `ree.types`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ree import structure
+from ree.errors import FormatError, InputError
+from ree.types import DType
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ree.program import Program
+
+BYTES_MAX = 1 << 40
+_CODES = {
+    "BOOL": DType.BOOL,
+    "I8": DType.I8,
+    "U8": DType.U8,
+    "I16": DType.I16,
+    "I32": DType.I32,
+    "I64": DType.I64,
+    "U32": DType.U32,
+    "U64": DType.U64,
+    "F16": DType.F16,
+    "BF16": DType.BF16,
+    "F32": DType.F32,
+    "F64": DType.F64,
+}
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a safetensors file; FormatError if it is none."""
+    import numpy as np
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        if path.stat().st_size > BYTES_MAX:
+            raise FormatError(f"{path}: larger than {BYTES_MAX} bytes")
+        entries = deserialize(path.read_bytes())
+    except OSError as error:
+        raise FormatError(f"{path}: {error.strerror}") from None
+    except SafetensorError as error:
+        raise FormatError(f"{path}: not a safetensors file ({error})") from None
+    found = {}
+    for name, entry in entries:
+        if entry["dtype"] not in _CODES:
+            raise FormatError(f"{path}: tensor {name!r} has dtype {entry['dtype']}, which ree does not take")
+        dtype = _CODES[entry["dtype"]]
+        found[name] = np.frombuffer(bytes(entry["data"]), dtype.numpy).reshape(entry["shape"])
+    return found
+
+
+def write(path: Path, tensors: Mapping[str, tuple[np.ndarray, DType]]) -> None:
+    """Write a safetensors file; a file of that name is replaced only once the new one is complete."""
+    import numpy as np
+    from safetensors import serialize
+
+    names = {DType.BF16: "bfloat16"}
+    entries = {
+        name: {
+            "dtype": names.get(dtype, dtype.numpy),
+            "shape": list(array.shape),
+            "data": np.ascontiguousarray(array).tobytes(),
+        }
+        for name, (array, dtype) in tensors.items()
+    }
+    data = serialize(entries)
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    except OSError as error:
+        raise FormatError(f"cannot write {path}: {error.strerror}") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise FormatError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def program_inputs(program: Program, tensors: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The program's inputs in order, by name; with one input any key does."""
+    names = program.input_names
+    if len(names) == 1 and len(tensors) == 1:
+        return list(tensors.values())
+    missing = [name for name in names if name not in tensors]
+    extra = [name for name in tensors if name not in names]
+    if missing or extra:
+        raise InputError(f"the program's inputs are {names}; missing: {missing}, unknown: {extra}")
+    return [tensors[name] for name in names]
+
+
+def output_names(output: Any) -> list[str]:
+    """A name for each tensor of an output structure: dict keys, `out_0`, `out_1`, ... elsewhere."""
+    names: list[str] = []
+
+    def walk(part: structure.Structure, prefix: str) -> None:
+        if part == structure.TENSOR:
+            names.append(prefix or "out_0")
+            return
+        ((kind, items),) = part.items()
+        if kind == "value":
+            return
+        for position, item in enumerate(items):
+            key, child = (item[0], item[1]) if kind == "dict" else (str(position), item)
+            own = key if kind == "dict" or prefix else f"out_{key}"
+            walk(child, f"{prefix}.{own}" if prefix else own)
+
+    walk(output, "")
+    return names
+
+
+def program_outputs(program: Program, results: Sequence[np.ndarray]) -> dict[str, tuple[np.ndarray, DType]]:
+    """Results under their names, with their dtypes."""
+    types = [program.graph.type_of(value) for value in program.graph.outputs]
+    names = output_names(program.output_structure)
+    return {name: (array, type.dtype) for name, array, type in zip(names, results, types, strict=True)}
