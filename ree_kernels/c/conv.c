@@ -16,7 +16,7 @@ int64_t ree_conv_block_rows(void) { return BLOCK_ROWS; }
 int64_t ree_conv_scratch_bytes(int64_t channels, int64_t outputs, int64_t groups, int64_t taps)
 {
     const int64_t by_channels = conv_by_channels(channels, outputs, groups);
-    const int64_t floats = by_channels ? channels_scratch_floats(channels, taps) : BLOCK_ROWS * TILE_A_ROW;
+    const int64_t floats = by_channels ? channels_scratch_floats(channels, taps) : BLOCK_ROWS * TILE_A_ROW + 2 * REE_CHUNK;
     return BLOCK_ROWS * (int64_t)sizeof(conv_pixel) + floats * (int64_t)sizeof(float) + 64;
 }
 
@@ -63,52 +63,45 @@ int ree_pack_conv(float *packed, int64_t channels, int64_t outputs, int64_t grou
 
 /* -- blocks ------------------------------------------------------------------------------- */
 
-/* Rows of a block, columns [c0, c1) of one group (numbers within it). */
-static void group_block(const ree_conv_args *a, const conv_pixel *pixels, int64_t rows, int64_t group, int64_t c0,
-                        int64_t c1, float *out, float *block)
+/* Rows of a block, columns [c0, c1) of one group (numbers within it), `out` at the group's first. */
+static void group_block(const conv_source *s, const float *w, int64_t c0, int64_t c1, float *out, float *block)
 {
-    const int64_t ins = a->channels / a->groups, outs = a->outputs / a->groups, taps = conv_taps(a), depth = ins * taps;
-    const float *w = a->w + group * group_floats(a->channels, a->outputs, a->groups, taps);
+    const ree_conv_args *a = s->a;
+    const int64_t depth = a->channels / a->groups * conv_taps(a);
     tile_args t = {.c_row = a->out_row};
     for (int64_t k0 = 0; k0 == 0 || k0 < depth; k0 += REE_CHUNK) {
         t.k_count = conv_min(depth - k0, REE_CHUNK);
         t.flags = (k0 == 0 ? TILE_FIRST : 0) | (k0 + t.k_count == depth && !a->epilogue ? TILE_CANONICAL : 0);
-        conv_pack_chunk(a, pixels, rows, k0, k0 + t.k_count, block, TILE_A_ROW);
+        conv_pack_chunk(s, k0, k0 + t.k_count, block, TILE_A_ROW);
         for (int64_t c = c0; c < c1;) {
             const int64_t panel = c - c % REE_NR, end = conv_min(panel + REE_NR, c1);
             t.b = w + panel * depth + k0 * REE_NR + (c - panel);
-            for (int64_t r = 0; r < rows; r += REE_MR) {
+            for (int64_t r = 0; r < s->rows; r += REE_MR) {
                 t.a = block + r * TILE_A_ROW;
-                t.c = out + r * a->out_row + group * outs + c;
-                tiles[conv_min(rows - r, REE_MR)](&t, end - c);
+                t.c = out + r * a->out_row + c;
+                tiles[conv_min(s->rows - r, REE_MR)](&t, end - c);
             }
             c = end;
         }
     }
 }
 
-/* The pixels as the channels of one group see them. */
-static void shift_images(conv_pixel *pixels, int64_t rows, int64_t floats)
-{
-    for (int64_t r = 0; r < rows; r++)
-        pixels[r].image += floats;
-}
-
 static void block_of_rows(const ree_conv_args *a, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch)
 {
     conv_pixel *pixels = scratch;
-    float *rest = (float *)(((uintptr_t)(pixels + BLOCK_ROWS) + 63) & ~(uintptr_t)63);
+    float *block = (float *)(((uintptr_t)(pixels + BLOCK_ROWS) + 63) & ~(uintptr_t)63);
     float *out = a->out + r0 * a->out_row;
     conv_pixels(a, r0, r1, pixels);
     if (conv_by_channels(a->channels, a->outputs, a->groups)) {
-        channels_box(a, pixels, r1 - r0, c0, c1, out, rest);
+        channels_box(a, pixels, r1 - r0, c0, c1, out, block);
     } else {
-        const int64_t outs = a->outputs / a->groups, step = a->channels / a->groups * a->x_c;
-        const int64_t first = c0 / outs, last = (c1 - 1) / outs;
-        shift_images(pixels, r1 - r0, first * step);
-        for (int64_t g = first; g <= last; g++) {
-            group_block(a, pixels, r1 - r0, g, conv_max(c0 - g * outs, 0), conv_min(c1 - g * outs, outs), out, rest);
-            shift_images(pixels, r1 - r0, step);
+        const int64_t ins = a->channels / a->groups, outs = a->outputs / a->groups;
+        conv_source s = {.a = a, .pixels = pixels, .rows = r1 - r0};
+        s.line = (int64_t *)(block + BLOCK_ROWS * TILE_A_ROW);
+        for (int64_t g = c0 / outs; g <= (c1 - 1) / outs; g++) {
+            const float *w = a->w + g * group_floats(a->channels, a->outputs, a->groups, conv_taps(a));
+            s.x = a->x + g * ins * a->x_c;
+            group_block(&s, w, conv_max(c0 - g * outs, 0), conv_min(c1 - g * outs, outs), out + g * outs, block);
         }
     }
     if (a->epilogue)

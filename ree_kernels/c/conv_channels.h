@@ -89,10 +89,10 @@ static void channels_pixel(const ree_conv_args *a, const float *const *x, int64_
         channels_tile(1, a, x, taps, size, o, conv_min(W, c1 - o), out + o);
 }
 
-/* Floats of scratch: operand addresses, operands of strided channels, zeros. */
+/* Floats of scratch: taps and their offsets, operand addresses, zeros, operands of strided channels. */
 static inline int64_t channels_scratch_floats(int64_t channels, int64_t taps)
 {
-    return 2 * taps + (taps + 1) * channels;
+    return 10 * taps + (taps + 1) * channels;
 }
 
 /* A box: every pixel gets the addresses of its operands once. */
@@ -100,14 +100,17 @@ static void channels_box(const ree_conv_args *a, const conv_pixel *pixels, int64
                          float *out, void *scratch)
 {
     const int64_t taps = conv_taps(a);
-    const float **x = scratch;
-    float *zeros = (float *)scratch + 2 * taps, *gathered = zeros + a->channels;
+    int64_t *offsets = scratch, *taps_of = offsets + taps;
+    const float **x = (const float **)(taps_of + 3 * taps);
+    float *zeros = (float *)(x + taps), *gathered = zeros + a->channels;
+    for (int64_t t = 0; t < taps; t++) {
+        conv_split_tap(a, t, taps_of + 3 * t);
+        offsets[t] = conv_tap_offset(a, taps_of + 3 * t);
+    }
     memset(zeros, 0, (size_t)a->channels * sizeof *zeros);
     for (int64_t r = 0; r < rows; r++) {
         for (int64_t t = 0; t < taps; t++) {
-            int64_t tap[3];
-            conv_split_tap(a, t, tap);
-            x[t] = conv_operands(a, pixels + r, tap);
+            x[t] = conv_operands(a, a->x, pixels + r, taps_of + 3 * t, offsets[t]);
             if (!x[t]) {
                 x[t] = zeros;
             } else if (a->x_c != 1) {

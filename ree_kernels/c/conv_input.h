@@ -6,62 +6,67 @@
 #include "conv.h"
 #include "vec.h"
 
-/* One output pixel: its image, and its coordinates where taps are counted from. */
+/* One output pixel. at: its coordinates in the input, from which taps are counted; offset: the floats from x
+ * to there (perhaps outside; of the image alone if transposed); inside: no tap of it is padding. */
 typedef struct {
-    const float *image;
+    int64_t offset;
     int64_t at[3];
+    int64_t inside;
 } conv_pixel;
+
+/* What conv_pack_chunk copies from: pixels, x at the first channel of a group, and scratch for one
+ * line of offsets. */
+typedef struct {
+    const ree_conv_args *a;
+    const conv_pixel *pixels;
+    int64_t rows;
+    const float *x;
+    int64_t *line;
+} conv_source;
 
 REE_INLINE int64_t conv_min(int64_t a, int64_t b) { return a < b ? a : b; }
 REE_INLINE int64_t conv_max(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t conv_taps(const ree_conv_args *a) { return a->kernel[0] * a->kernel[1] * a->kernel[2]; }
 
-/* Pixels [r0, r1) of the output. */
-static void conv_pixels(const ree_conv_args *a, int64_t r0, int64_t r1, conv_pixel *pixels)
+static inline int conv_axis_inside(const ree_conv_args *a, int d, int64_t at)
 {
-    int64_t y[3], row = r0;
-    for (int d = 2; d >= 0; d--) {
-        y[d] = row % a->out_shape[d];
-        row /= a->out_shape[d];
-    }
-    for (int64_t r = r0; r < r1; r++) {
-        conv_pixel *p = pixels + (r - r0);
-        p->image = a->x + row * a->x_n;
-        for (int d = 0; d < 3; d++)
-            p->at[d] = a->transposed ? y[d] + a->pad[d] : y[d] * a->stride[d] - a->pad[d];
-        for (int d = 2; d >= 0 && ++y[d] == a->out_shape[d]; d--) {
-            y[d] = 0;
-            row += d == 0;
+    return at >= 0 && at + (a->kernel[d] - 1) * a->dilation[d] < a->x_shape[d];
+}
+
+/* The pixel with coordinates y of image n. */
+static conv_pixel conv_pixel_at(const ree_conv_args *a, int64_t n, const int64_t y[3])
+{
+    conv_pixel p = {.offset = n * a->x_n, .inside = !a->transposed};
+    for (int d = 0; d < 3; d++) {
+        p.at[d] = a->transposed ? y[d] + a->pad[d] : y[d] * a->stride[d] - a->pad[d];
+        if (!a->transposed) {
+            p.offset += p.at[d] * a->x_stride[d];
+            p.inside &= conv_axis_inside(a, d, p.at[d]);
         }
     }
+    return p;
 }
 
-/* The input coordinate along axis d, or -1 outside. */
-REE_INLINE int64_t conv_coordinate(const ree_conv_args *a, const conv_pixel *p, int d, int64_t tap)
+/* Pixels [r0, r1) of the output, line by line. */
+static void conv_pixels(const ree_conv_args *a, int64_t r0, int64_t r1, conv_pixel *pixels)
 {
-    int64_t i = p->at[d];
-    if (a->transposed) {
-        i -= tap * a->dilation[d];
-        if (i < 0 || i % a->stride[d])
-            return -1;
-        i /= a->stride[d];
-    } else {
-        i += tap * a->dilation[d];
+    const int64_t width = a->out_shape[2], step = a->transposed ? 1 : a->stride[2];
+    const int64_t advance = a->transposed ? 0 : a->stride[2] * a->x_stride[2];
+    for (int64_t r = r0; r < r1;) {
+        const int64_t line = r / width, plane = line / a->out_shape[1];
+        const int64_t first[3] = {plane % a->out_shape[0], line % a->out_shape[1], 0};
+        conv_pixel p = conv_pixel_at(a, plane / a->out_shape[0], first);
+        const int line_inside = !a->transposed && conv_axis_inside(a, 0, p.at[0]) && conv_axis_inside(a, 1, p.at[1]);
+        const int64_t skip = r - line * width, end = conv_min(r1, (line + 1) * width);
+        p.at[2] += skip * step;
+        p.offset += skip * advance;
+        for (; r < end; r++) {
+            p.inside = line_inside && conv_axis_inside(a, 2, p.at[2]);
+            *pixels++ = p;
+            p.at[2] += step;
+            p.offset += advance;
+        }
     }
-    return (uint64_t)i < (uint64_t)a->x_shape[d] ? i : -1;
-}
-
-/* Channel 0 of the operands of one tap, or NULL where they are padding. */
-REE_INLINE const float *conv_operands(const ree_conv_args *a, const conv_pixel *p, const int64_t tap[3])
-{
-    const float *x = p->image;
-    for (int d = 0; d < 3; d++) {
-        const int64_t i = conv_coordinate(a, p, d, tap[d]);
-        if (i < 0)
-            return 0;
-        x += i * a->x_stride[d];
-    }
-    return x;
 }
 
 static inline void conv_split_tap(const ree_conv_args *a, int64_t t, int64_t tap[3])
@@ -70,6 +75,48 @@ static inline void conv_split_tap(const ree_conv_args *a, int64_t t, int64_t tap
         tap[d] = t % a->kernel[d];
         t /= a->kernel[d];
     }
+}
+
+/* Floats from a pixel's place to that of a tap (not transposed). */
+static inline int64_t conv_tap_offset(const ree_conv_args *a, const int64_t tap[3])
+{
+    int64_t offset = 0;
+    for (int d = 0; d < 3; d++)
+        offset += tap[d] * a->dilation[d] * a->x_stride[d];
+    return offset;
+}
+
+REE_INLINE int conv_in_range(const ree_conv_args *a, const conv_pixel *p, int d, int64_t tap)
+{
+    return (uint64_t)(p->at[d] + tap * a->dilation[d]) < (uint64_t)a->x_shape[d];
+}
+
+/* Offset of the operands of one tap of a transposed convolution, or -1 where they are padding. */
+static int64_t conv_transposed_offset(const ree_conv_args *a, const conv_pixel *p, const int64_t tap[3])
+{
+    int64_t offset = p->offset;
+    for (int d = 0; d < 3; d++) {
+        const int64_t reach = p->at[d] - tap[d] * a->dilation[d];
+        if (reach < 0 || reach % a->stride[d] || reach / a->stride[d] >= a->x_shape[d])
+            return -1;
+        offset += reach / a->stride[d] * a->x_stride[d];
+    }
+    return offset;
+}
+
+/* Operands of one tap, from channel 0 on, or NULL where they are padding; tap_offset: conv_tap_offset. */
+REE_INLINE const float *conv_operands(const ree_conv_args *a, const float *x, const conv_pixel *p,
+                                      const int64_t tap[3], int64_t tap_offset)
+{
+    if (p->inside)
+        return x + (p->offset + tap_offset);
+    if (a->transposed) {
+        const int64_t offset = conv_transposed_offset(a, p, tap);
+        return offset < 0 ? 0 : x + offset;
+    }
+    if (conv_in_range(a, p, 0, tap[0]) && conv_in_range(a, p, 1, tap[1]) && conv_in_range(a, p, 2, tap[2]))
+        return x + (p->offset + tap_offset);
+    return 0;
 }
 
 REE_INLINE void conv_copy(float *to, const float *from, int64_t step, int64_t n)
@@ -95,54 +142,83 @@ REE_INLINE void conv_zero(float *to, int64_t n)
         vf_store_part(to + i, vf_zero(), n - i);
 }
 
-/* Whether a line of taps along the last axis reads consecutive memory. */
-static inline int conv_has_lines(const ree_conv_args *a)
+/* -- lines: all taps along the last axis at once ----------------------------------------------- */
+
+/* Lines save the work per tap where there are few channels, or where a line is one run of memory. */
+enum { LINE_CHANNELS = 8 };
+
+static inline int conv_is_run(const ree_conv_args *a)
 {
-    return !a->transposed && a->groups == 1 && a->x_c == 1 && a->dilation[2] == 1 && a->x_stride[2] == a->channels;
+    return a->x_c == 1 && a->dilation[2] == 1 && a->x_stride[2] == a->channels;
 }
 
-/* block[row * block_row + k - k0] = operand k of that pixel, by whole lines of taps: [p0, p1) of line (z, y). */
-static void conv_pack_line(const ree_conv_args *a, const conv_pixel *pixels, int64_t rows, const int64_t tap[3],
-                           int64_t p0, int64_t p1, float *block, int64_t block_row)
+static inline int conv_has_lines(const ree_conv_args *a)
 {
-    const int64_t c = a->channels, width = a->x_shape[2];
-    for (int64_t r = 0; r < rows; r++) {
-        const conv_pixel *p = pixels + r;
+    return !a->transposed && a->groups == 1 && (conv_is_run(a) || a->channels <= LINE_CHANNELS);
+}
+
+/* Elements [p0, p1) of a line at `from` (where its tap 0 would lie), of which [lo, hi) exist. */
+REE_INLINE void conv_copy_line(float *to, const float *from, const int64_t *line, int64_t p0, int64_t lo, int64_t hi,
+                               int64_t p1)
+{
+    if (lo > p0)
+        conv_zero(to, lo - p0);
+    if (!line)
+        conv_copy(to + (lo - p0), from + lo, 1, hi - lo);
+    else
+        for (int64_t p = lo; p < hi; p++)
+            to[p - p0] = from[line[p - p0]];
+    if (p1 > hi)
+        conv_zero(to + (hi - p0), p1 - hi);
+}
+
+/* Positions (tap along the last axis * channels + channel) [p0, p1) of the line of taps (tap[0], tap[1]). */
+static void conv_pack_line(const conv_source *s, const int64_t tap[3], int64_t p0, int64_t p1, float *block,
+                           int64_t block_row)
+{
+    const ree_conv_args *a = s->a;
+    const int64_t c = a->channels, dilation = a->dilation[2], width = a->x_shape[2];
+    const float *x = s->x + conv_tap_offset(a, tap);
+    int64_t *line = conv_is_run(a) ? 0 : s->line;
+    for (int64_t p = p0; line && p < p1; p++)
+        line[p - p0] = p / c * dilation * a->x_stride[2] + p % c * a->x_c;
+    for (int64_t r = 0; r < s->rows; r++) {
+        const conv_pixel *p = s->pixels + r;
         float *to = block + r * block_row;
-        const int64_t z = conv_coordinate(a, p, 0, tap[0]), y = conv_coordinate(a, p, 1, tap[1]);
-        if ((z | y) < 0) {
+        if (p->inside) {
+            conv_copy_line(to, x + p->offset, line, p0, p0, p1, p1);
+        } else if (conv_in_range(a, p, 0, tap[0]) && conv_in_range(a, p, 1, tap[1])) {
+            const int64_t before = p->at[2] < 0 ? (-p->at[2] + dilation - 1) / dilation : 0;
+            const int64_t stop = p->at[2] < width ? (width - 1 - p->at[2]) / dilation + 1 : 0;
+            const int64_t lo = conv_min(conv_max(p0, before * c), p1), hi = conv_max(conv_min(p1, stop * c), lo);
+            conv_copy_line(to, x + p->offset, line, p0, lo, hi, p1);
+        } else {
             conv_zero(to, p1 - p0);
-            continue;
         }
-        const int64_t first = p->at[2] * c;
-        const int64_t lo = conv_min(conv_max(p0, -first), p1), hi = conv_max(conv_min(p1, width * c - first), lo);
-        if (lo > p0)
-            conv_zero(to, lo - p0);
-        const float *line = p->image + z * a->x_stride[0] + y * a->x_stride[1];
-        conv_copy(to + (lo - p0), line + first + lo, 1, hi - lo);
-        if (p1 > hi)
-            conv_zero(to + (hi - p0), p1 - hi);
     }
 }
 
-/* The same for channels [p0, p1) of one tap. */
-static void conv_pack_tap(const ree_conv_args *a, const conv_pixel *pixels, int64_t rows, const int64_t tap[3],
-                          int64_t p0, int64_t p1, float *block, int64_t block_row)
+/* -- single taps --------------------------------------------------------------------------------- */
+
+/* Channels [p0, p1) of one tap. */
+static void conv_pack_tap(const conv_source *s, const int64_t tap[3], int64_t p0, int64_t p1, float *block,
+                          int64_t block_row)
 {
-    for (int64_t r = 0; r < rows; r++) {
-        const float *x = conv_operands(a, pixels + r, tap);
+    const int64_t offset = conv_tap_offset(s->a, tap), step = s->a->x_c;
+    for (int64_t r = 0; r < s->rows; r++) {
+        const float *from = conv_operands(s->a, s->x, s->pixels + r, tap, offset);
         float *to = block + r * block_row;
-        if (x)
-            conv_copy(to, x + p0 * a->x_c, a->x_c, p1 - p0);
+        if (from)
+            conv_copy(to, from + p0 * step, step, p1 - p0);
         else
             conv_zero(to, p1 - p0);
     }
 }
 
-/* Operands [k0, k1) of every pixel. */
-static void conv_pack_chunk(const ree_conv_args *a, const conv_pixel *pixels, int64_t rows, int64_t k0, int64_t k1,
-                            float *block, int64_t block_row)
+/* Operands [k0, k1) of every pixel, rows of the block block_row floats apart. */
+static void conv_pack_chunk(const conv_source *s, int64_t k0, int64_t k1, float *block, int64_t block_row)
 {
+    const ree_conv_args *a = s->a;
     const int lines = conv_has_lines(a);
     const int64_t length = a->channels / a->groups * (lines ? a->kernel[2] : 1);
     while (k0 < k1) {
@@ -150,9 +226,9 @@ static void conv_pack_chunk(const ree_conv_args *a, const conv_pixel *pixels, in
         int64_t tap[3];
         conv_split_tap(a, lines ? number * a->kernel[2] : number, tap);
         if (lines)
-            conv_pack_line(a, pixels, rows, tap, p0, p1, block, block_row);
+            conv_pack_line(s, tap, p0, p1, block, block_row);
         else
-            conv_pack_tap(a, pixels, rows, tap, p0, p1, block, block_row);
+            conv_pack_tap(s, tap, p0, p1, block, block_row);
         block += p1 - p0;
         k0 += p1 - p0;
     }
