@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 
 from ree_kernels import KernelError
 from ree_kernels.build import isas
+from ree_kernels.probe import probe
 
 ISA_VARIABLE = "REE_ISA"
 
 
 BLOCK_COLS = 512
+SCORE_FLOATS = 1 << 17
 
 
 class MatmulPlan(NamedTuple):
@@ -42,6 +44,7 @@ class Kernels:
     def __init__(self, isa: str) -> None:
         self.isa = isa
         module = _module(isa)
+        probe(isa, module, runtime())
         self.ffi: Any = module.ffi
         self.lib: Any = module.lib
         self.panel_cols = int(self.lib.ree_panel_cols())
@@ -69,6 +72,15 @@ class Kernels:
             row_grain = max(1, min(rows // (4 * n_threads), row_grain) // max(block, 1)) * max(block, 1)
         scratch = int(self.lib.ree_matmul_scratch_bytes(row_grain, k, packed))
         return MatmulPlan(row_grain, col_panels * self.panel_cols, scratch)
+
+    def attention_plan(self, rows: int, t: int, s: int, d_v: int, n_threads: int) -> MatmulPlan:
+        """Box and scratch of a `ree_attention` step; rows = batch * heads * t, score_row = s.
+
+        The scores of a box stay in L2; boxes do not straddle heads more often than they must.
+        """
+        limit = max(self.tile_rows, min(SCORE_FLOATS // max(s, 1), _ceil(rows, 2 * n_threads) if n_threads > 1 else rows))
+        row_grain = _ceil(t, _ceil(t, limit)) if t >= self.tile_rows else max(t, limit // t * t) if t else 1
+        return MatmulPlan(row_grain, max(d_v, 1), int(self.lib.ree_attention_scratch_bytes(row_grain, s, d_v)))
 
     def address(self, name: str) -> int:
         """Address of a C function, for `ree_step.kernel` or a JIT-compiled caller."""

@@ -19,8 +19,10 @@ void ree_free(void *memory);
 /* Whether this processor (and operating system) has a named instruction set. */
 int ree_cpu_has(const char *isa);
 
-/* The raw floating-point control word of this thread (MXCSR, FPCR, fcsr): for tests. */
+/* The raw floating-point control word of this thread (MXCSR, FPCR, fcsr), and setting it; ree_fp_enter sets the
+ * default state that kernels run in and returns the one before. */
 uint64_t ree_fp_state(void);
+uint64_t ree_fp_enter(void);
 void ree_set_fp_state(uint64_t state);
 
 /* A step kernel that stores (thread's control word, box) for tests of the pool:
