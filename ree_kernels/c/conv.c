@@ -5,7 +5,7 @@
 #include "conv.h"
 #include "conv_channels.h"
 #include "conv_input.h"
-#include "tile.h"
+#include "tile_next.h"
 
 enum { BLOCK_ROWS = 8 * REE_MR };
 
@@ -68,7 +68,7 @@ static void group_block(const conv_source *s, const float *w, int64_t c0, int64_
 {
     const ree_conv_args *a = s->a;
     const int64_t depth = a->channels / a->groups * conv_taps(a);
-    tile_args t = {.c_row = a->out_row};
+    tile_args t = {.a = block, .c_row = a->out_row};
     for (int64_t k0 = 0; k0 == 0 || k0 < depth; k0 += REE_CHUNK) {
         t.k_count = conv_min(depth - k0, REE_CHUNK);
         t.flags = (k0 == 0 ? TILE_FIRST : 0) | (k0 + t.k_count == depth && !a->epilogue ? TILE_CANONICAL : 0);
@@ -76,11 +76,10 @@ static void group_block(const conv_source *s, const float *w, int64_t c0, int64_
         for (int64_t c = c0; c < c1;) {
             const int64_t panel = c - c % REE_NR, end = conv_min(panel + REE_NR, c1);
             t.b = w + panel * depth + k0 * REE_NR + (c - panel);
-            for (int64_t r = 0; r < s->rows; r += REE_MR) {
-                t.a = block + r * TILE_A_ROW;
-                t.c = out + r * a->out_row + c;
-                tiles[conv_min(s->rows - r, REE_MR)](&t, end - c);
-            }
+            t.c = out + c;
+            /* the next panel's chunk, or this chunk's successor in the first panel (a fetch may miss) */
+            const float *next = end < c1 ? t.b + REE_NR * depth : w + (c0 - c0 % REE_NR) * depth + (k0 + REE_CHUNK) * REE_NR;
+            panel_tiles(t, s->rows, end - c, next);
             c = end;
         }
     }

@@ -23,10 +23,12 @@ enum {
  * panel on (v >= REE_NV) b_panel floats further per panel; c: row stride c_row; the first `cols` columns are
  * stored. mr, nv, a_row, b_k and ahead are constants at every call, so that acc lives in registers and addresses
  * are displacements. ahead: floats of B to prefetch before they are read (0: leave it to the processor).
+ * next, next_step: memory to prefetch into the second cache, so many bytes per k (a constant NULL: none).
  */
-REE_INLINE void dot_tile(const int mr, const int nv, int64_t k_count, const float *restrict a, const int64_t a_row,
-                         const float *restrict b, const int64_t b_k, int64_t b_panel, const int64_t ahead,
-                         float *restrict c, int64_t c_row, int64_t cols, int flags)
+REE_INLINE void dot_tile_next(const char *next, int64_t next_step, const int mr, const int nv, int64_t k_count,
+                              const float *restrict a, const int64_t a_row, const float *restrict b,
+                              const int64_t b_k, int64_t b_panel, const int64_t ahead, float *restrict c,
+                              int64_t c_row, int64_t cols, int flags)
 {
     vf acc[REE_MR][REE_NV_MAX];
 #pragma GCC unroll 16
@@ -40,6 +42,8 @@ REE_INLINE void dot_tile(const int mr, const int nv, int64_t k_count, const floa
 #pragma GCC unroll 4
     for (int64_t k = 0; k < k_count; k++) {
         vf bv[REE_NV_MAX];
+        if (next)
+            __builtin_prefetch(next + k * next_step, 0, 2);
 #pragma GCC unroll 16
         for (int v = 0; v < nv; v++) {
             const float *from = b + k * b_k + (v / REE_NV) * b_panel + (v % REE_NV) * W;
@@ -72,6 +76,13 @@ REE_INLINE void dot_tile(const int mr, const int nv, int64_t k_count, const floa
             else
                 vf_store_part(out, total, left);
         }
+}
+
+REE_INLINE void dot_tile(const int mr, const int nv, int64_t k_count, const float *restrict a, const int64_t a_row,
+                         const float *restrict b, const int64_t b_k, int64_t b_panel, const int64_t ahead,
+                         float *restrict c, int64_t c_row, int64_t cols, int flags)
+{
+    dot_tile_next(0, 0, mr, nv, k_count, a, a_row, b, b_k, b_panel, ahead, c, c_row, cols, flags);
 }
 
 #endif
