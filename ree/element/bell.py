@@ -1,0 +1,39 @@
+"""The error function and what is built on it, in binary64."""
+
+from __future__ import annotations
+
+from ree.element import coefficients as table
+from ree.element.program import Builder, Value
+from ree.element.real import clamp, exp, polynomial
+
+_ERF_ONE = 3.925  # erf(x) rounds to 1 from here on (from 3.9193)
+_ERF_CENTRE = 7.75
+_ERFC_ZERO = 10.2  # erfc(x) is below half of the smallest subnormal from here on (from 10.06)
+_ERFC_SCALE = 4.0
+_SQRT_HALF = 0.7071067811865476
+
+
+def erf(b: Builder, x: Value) -> Value:
+    """x P(x**2), one polynomial for the whole range up to 3.925."""
+    inside = clamp(b, x, -_ERF_ONE, _ERF_ONE)
+    return inside * polynomial(b, table.ERF, b.fma(inside, inside, -_ERF_CENTRE))
+
+
+def erfc_positive(b: Builder, a: Value, square: Value) -> Value:
+    """erfc(a) for 0 <= a <= 10.2 with relative accuracy; square = -a**2."""
+    u = (a - _ERFC_SCALE) / (a + _ERFC_SCALE)
+    return exp(b, square) * polynomial(b, table.ERFC, u) / b.fma(a, 2.0, 1.0)
+
+
+def erfc(b: Builder, x: Value) -> Value:
+    inside = clamp(b, x, -_ERFC_ZERO, _ERFC_ZERO)
+    y = erfc_positive(b, b.op("abs", inside), -(inside * inside))
+    return b.select(x < 0.0, 2.0 - y, y)
+
+
+def gelu(b: Builder, x: Value) -> Value:
+    """x Phi(x) with Phi from erfc, so that the left tail keeps its relative accuracy."""
+    inside = clamp(b, x, -14.5, 14.5)
+    a = b.op("abs", inside) * _SQRT_HALF
+    tail = erfc_positive(b, a, inside * inside * -0.5) * 0.5
+    return x * b.select(x < 0.0, tail, 1.0 - tail)
