@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ree.dims import Dim
-from ree.element.program import Builder, Value
+from ree.element.program import Builder, Port, Program, Value
 from ree.errors import DTypeError, ShapeError
 from ree.lower import Lowering, T
 from ree.ops.spec import Attrs, lowers, operator_def
@@ -46,25 +46,49 @@ def _attention(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: At
     length = b.extent(1, 2)
     count = b.min(length, row + 1) if attrs["causal"] else length
 
-    def score(s: Value) -> Value:
-        dot = b.fold_dot(
+    def raw(s: Value) -> Value:
+        return b.fold_dot(
             b.extent(0, 3), lambda d: (b.load(0, batch, head, row, d), b.load(1, batch, kv_head, s, d))
         )
-        result = dot * float(attrs["scale"])
-        if attrs["mask"] == "none":
-            return result
-        mask = b.load(3, batch, head, row, s)
-        return b.select(mask, result, -math.inf) if attrs["mask"] == "bool" else result + mask
 
-    largest = b.fold_max(count, score)
-    shift = b.select(largest.eq(-math.inf), 0.0, largest)
-
-    def weight(s: Value) -> Value:
-        return functions.exp(b, score(s) - shift)
-
+    weight = _weights(b, attrs, count, raw, lambda s: b.load(3, batch, head, row, s))
     total = b.fold_sum(count, weight)
     mixed = b.fold_dot(count, lambda s: (weight(s), b.load(2, batch, kv_head, s, channel)))
     return b.select(total.eq(0.0), 0.0, mixed / total)
+
+
+Row = Callable[[Value], Value]  # a value of one row as a function of the key's number
+
+
+def _weights(b: Builder, attrs: Attrs, count: Value, raw: Row, mask: Row) -> Row:
+    """p(s) of one row: exp(score(s) - m), with score(s) = raw(s) * scale, masked."""
+    from ree.element import functions
+
+    def score(s: Value) -> Value:
+        result = raw(s) * float(attrs["scale"])
+        if attrs["mask"] == "none":
+            return result
+        return b.select(mask(s), result, -math.inf) if attrs["mask"] == "bool" else result + mask(s)
+
+    largest = b.fold_max(count, score)
+    shift = b.select(largest.eq(-math.inf), 0.0, largest)
+    return lambda s: functions.exp(b, score(s) - shift)
+
+
+def weights_program(mask: DType | None, attrs: Attrs) -> Program:
+    """The step that a kernel runs on blocks of raw scores: p(s), and 0 for keys that a causal row leaves out.
+
+    Index space [B, H, T, S]; inputs raw scores and, if there is one, the mask; parameter 0 is S.
+    """
+    ports = [Port(DType.F32, 4)] + ([Port(mask, 4)] if mask is not None else [])
+    b = Builder(ports, 4)
+    batch, head, row, key = b.indices()
+    length = b.param(0)
+    count = b.min(length, row + 1) if attrs["causal"] else length
+    weight = _weights(
+        b, attrs, count, lambda s: b.load(0, batch, head, row, s), lambda s: b.load(1, batch, head, row, s)
+    )(key)
+    return b.finish([b.select(key < count, weight, 0.0)], [DType.F32])
 
 
 # -- lowerings ------------------------------------------------------------------------------

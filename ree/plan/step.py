@@ -61,15 +61,18 @@ class Step:
 
     @staticmethod
     def jit(
-        name: str, kernel: Kernel, slots: Sequence[Slot], shape: tuple[int, int], grain: tuple[int, int]
+        name: str, kernel: Kernel, slots: Sequence[Slot | None], shape: tuple[int, int], grain: tuple[int, int]
     ) -> Step:
-        """A step of a JIT-compiled kernel; its address is known once the plan is compiled."""
+        """A step of a JIT-compiled kernel; its address is known once the plan is compiled.
+
+        A slot that is None is filled by the kernel that runs this one as a hook.
+        """
         pointers = np.zeros(max(1, len(slots)), np.uint64)
         params = np.array(kernel.integers() or [0], np.int64)
         args = np.zeros(3, np.uint64)
         args[0], args[1] = pointers.ctypes.data, params.ctypes.data
         base = pointers.ctypes.data
-        places = [(base + 8 * n, slot) for n, slot in enumerate(slots)]
+        places = [(base + 8 * n, slot) for n, slot in enumerate(slots) if slot is not None]
         step = Step(name, args.ctypes.data, shape, grain, places, kernel=kernel)
         step.status = args.ctypes.data + 16
         step.keep = (pointers, params, args)
@@ -97,7 +100,8 @@ class Plan:
         self.graph, self.steps, self.weights = graph, steps, weights
         self._status = np.zeros(1, np.int64)
         self._offsets, self.arena_bytes = self._place()
-        self._arena: np.ndarray | None = None
+        self._arena: Any = None
+        self._base = 0
         self._table: Any = None
         self._patches: dict[tuple[str, int], list[tuple[int, int]]] = {}
 
@@ -134,10 +138,10 @@ class Plan:
 
     def _allocate(self) -> None:
         try:
-            self._arena = np.empty(self.arena_bytes + 4096, np.uint8)
-        except MemoryError:
+            self._arena = cpu.allocate(max(64, self.arena_bytes))
+        except cpu.KernelError:
             raise LimitError(f"no memory for {self.arena_bytes} bytes of intermediate tensors") from None
-        self._base = -(-self._arena.ctypes.data // 4096) * 4096
+        self._base = int(cpu.runtime().ffi.cast("uintptr_t", self._arena))
 
     def _link(self, step: Step) -> None:
         for hook, function, args in self._hooks(step):

@@ -1,0 +1,121 @@
+"""The torch.compile backend: AOTAutograd's functional ATen graphs, lowered and run by ree.
+
+Parameters arrive as inputs of the graph. For inference they are taken as constants, so that
+they are packed once; a parameter that was changed or replaced since is noticed by its
+version counter and address, and the program is built again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ree.capture import Importer, from_torch_dtype, target_name, to_numpy
+from ree.errors import CaptureError, UnsupportedError
+from ree.graph import Graph, check
+from ree.lower import T
+from ree.ops.spec import lowerings
+from ree.passes import prepare
+from ree.program import Program
+from ree.structure import TENSOR
+
+
+def compile_graph(graph_module: Any, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    """A callable for a graph of torch.compile; operators without a definition raise UnsupportedError."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    def compiler(part: Any, inputs: Sequence[Any]) -> Any:
+        return make_boxed_func(Runner(part))
+
+    return aot_autograd(fw_compiler=compiler, decompositions=_decompositions())(graph_module, example_inputs)
+
+
+def _decompositions() -> dict[Any, Any]:
+    """torch's core decompositions, except for operators that have a lowering rule."""
+    from torch._decomp import core_aten_decompositions
+
+    known = set(lowerings())
+    return {op: rule for op, rule in core_aten_decompositions().items() if str(op) not in known}
+
+
+class Runner:
+    """Runs one functional graph; makes its program at the first call, when real tensors are there.
+
+    A program is rebuilt when a parameter's memory or version changes, or, for graphs of
+    dynamic shape, when the shapes do.
+    """
+
+    def __init__(self, graph_module: Any) -> None:
+        self.graph_module = graph_module
+        _require_rules(graph_module)
+        self._program: Program | None = None
+        self._state: tuple[Any, ...] = ()
+        self._outputs: list[Any] = []
+
+    def __call__(self, *args: Any) -> list[Any]:
+        import torch
+
+        is_weight = [isinstance(a, torch.nn.Parameter) and not torch.is_grad_enabled() for a in args]
+        state = tuple(
+            (a.data_ptr(), a._version) if weight else tuple(a.shape) if isinstance(a, torch.Tensor) else a
+            for a, weight in zip(args, is_weight, strict=True)
+        )
+        if self._program is None or state != self._state:
+            self._program, self._state = self._build(args, is_weight), state
+        inputs = [a for a, w in zip(args, is_weight, strict=True) if isinstance(a, torch.Tensor) and not w]
+        tensors = iter(self._program.run_flat(inputs))
+        return [next(tensors) if is_tensor else value for is_tensor, value in self._outputs]
+
+    def _build(self, args: Sequence[Any], is_weight: Sequence[bool]) -> Program:
+        import torch
+
+        importer = Importer()
+        module = _specialised(self.graph_module, args)
+        placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+        for node, value, weight in zip(placeholders, args, is_weight, strict=True):
+            if weight:
+                dtype = from_torch_dtype(value.dtype)
+                importer.values[node] = importer.lowering.constant(to_numpy(value), dtype, node.name)
+            elif isinstance(value, torch.Tensor):
+                importer.values[node] = importer.placeholder(node.name, value)
+            else:
+                importer.values[node] = value
+        results = importer.run_graph(module)
+        self._outputs = [(isinstance(r, T), r) for r in results]
+        tensors = [r for r in results if isinstance(r, T)]
+        graph: Graph = importer.lowering.finish(tensors)
+        check(graph)
+        return Program(prepare(graph), {"tuple": [TENSOR] * len(graph.inputs)}, {"list": [TENSOR] * len(tensors)})
+
+
+def _require_rules(graph_module: Any) -> None:
+    """UnsupportedError at compile time for the first operator without a rule."""
+    from ree.capture import is_known, source_of
+
+    known = set(lowerings())
+    for node in graph_module.graph.nodes:
+        if not is_known(node, known):
+            where = f"\n  at {source_of(node)}" if source_of(node) else ""
+            raise UnsupportedError(f"operator {target_name(node.target)} is not supported{where}")
+
+
+def _specialised(graph_module: Any, args: Sequence[Any]) -> Any:
+    """The graph with static shapes for these arguments (itself, if it has no symbolic ones)."""
+    import torch
+
+    symbolic = any(isinstance(a, int) for a in args) or any(
+        isinstance(n, torch.SymInt)
+        for node in graph_module.graph.nodes
+        for v in [node.meta.get("val")]
+        if isinstance(v, torch.Tensor)
+        for n in v.shape
+    )
+    if not symbolic:
+        return graph_module
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    try:
+        return make_fx(graph_module, tracing_mode="fake")(*args)
+    except Exception as error:
+        raise CaptureError(f"torch cannot specialise the graph: {error}") from error
