@@ -113,6 +113,19 @@ def minilm(count: int = 32) -> Case:
     return Case("minilm", model, sentences.tokenize(sentences.SENTENCES[:count]))
 
 
+def with_batch(case: Case, batch: int) -> tuple[torch.Tensor, ...]:
+    """Inputs of `batch` rows: the case's first row, then that row rolled along its last axis.
+
+    Masks (all ones in a case of one row) stay as they are.
+    """
+
+    def rows(tensor: torch.Tensor) -> torch.Tensor:
+        first = tensor[:1]
+        return torch.cat([first, *(first.roll(shift, -1) for shift in range(1, batch))])
+
+    return tuple(rows(t) for t in case.inputs)
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "mlp": mlp,
     "minilm": minilm,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ree import measure, peers
-from ree.errors import Error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,11 +51,11 @@ def _model_engines(
     engines = {}
     for name in ("ree", *peers.available()):
         progress(f"preparing {name}")
-        model = loaded.model if name == "ree" else module
+        if name == "ree":
+            engines[name] = peers.make(name, loaded.model, loaded.example_inputs, threads)
+            continue
         try:
-            engines[name] = peers.make(name, model, loaded.example_inputs, threads)
-        except Error:
-            raise
+            engines[name] = peers.make(name, module, loaded.example_inputs, threads)
         except Exception as error:  # what a peer raises for a model that it cannot run
             failed[name] = f"{type(error).__name__}: {loaders.first_line(error)}"
     return engines

@@ -28,6 +28,11 @@ from ree.limits import HEADER_BYTES_MAX, NAME_BYTES_MAX, NESTING_MAX, NODES_MAX,
 from ree.types import DType, TensorType
 
 VERSION = 1
+# what Python raises when a parsed value is not what the code takes it for
+MALFORMED = (
+    ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError, AssertionError,
+    ZeroDivisionError, MemoryError,
+)  # fmt: skip
 _SAFETENSORS = {
     DType.BOOL: "BOOL",
     DType.I8: "I8",
@@ -172,9 +177,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Graph, Any, Any]:
         return _parse(where, text, 8 + length, size_bytes)
     except Error as error:
         raise FormatError(f"{where}: {error}") from None
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError) as error:
-        raise FormatError(f"{where}: the program is malformed ({type(error).__name__})") from None
-    except (AssertionError, ZeroDivisionError, MemoryError) as error:
+    except MALFORMED as error:
         raise FormatError(f"{where}: the program is malformed ({type(error).__name__})") from None
 
 

@@ -14,7 +14,7 @@ import blake3
 import numpy as np
 
 from ree import dims, file, structure
-from ree.errors import DTypeError, InputError, ShapeError
+from ree.errors import DTypeError, FormatError, InputError, ShapeError
 from ree.graph import Graph, bind
 from ree.limits import BINDINGS_CACHED_MAX
 from ree.structure import Structure
@@ -34,13 +34,16 @@ class Program:
         inputs: Structure,
         outputs: Structure,
         rebuild: Callable[[Sequence[Any]], Any] | None = None,
+        trusted: bool = True,
     ) -> None:
+        """trusted: the graph comes from our own compiler, not from a file."""
         from ree.plan.weights import Weights
 
         self.graph = graph
         self.input_structure = inputs
         self.output_structure = outputs
         self._rebuild = rebuild
+        self._trusted = trusted
         self._weights = Weights(graph.constants)
         self._plans: OrderedDict[tuple[int, ...], Any] = OrderedDict()
         self._lock = threading.Lock()
@@ -71,17 +74,25 @@ class Program:
 
     def plan(self, binding: tuple[int, ...]) -> Any:
         """The plan for these values of the program's symbols (in their order)."""
-        from ree.plan.planner import Planner
-
         if binding not in self._plans:
-            graph = self.graph
-            if binding:
-                graph = bind(graph, dict(zip(graph.symbols, binding, strict=True)))
-            self._plans[binding] = Planner(graph, self._weights).run()
+            try:
+                self._plans[binding] = self._new_plan(binding)
+            except file.MALFORMED as error:
+                if self._trusted:
+                    raise
+                raise FormatError(f"the program is malformed ({type(error).__name__}: {error})") from None
             if len(self._plans) > BINDINGS_CACHED_MAX:
                 self._plans.popitem(last=False)
         self._plans.move_to_end(binding)
         return self._plans[binding]
+
+    def _new_plan(self, binding: tuple[int, ...]) -> Any:
+        from ree.plan.planner import Planner
+
+        graph = self.graph
+        if binding:
+            graph = bind(graph, dict(zip(graph.symbols, binding, strict=True)))
+        return Planner(graph, self._weights).run()
 
     def _bind(self, shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:
         """The symbols' values that these input shapes mean; ShapeError if they mean none."""
@@ -139,7 +150,7 @@ class Program:
 def load(path: str | os.PathLike[str]) -> Program:
     """Read a `.ree` file; needs no torch. FormatError if it is none or was altered."""
     graph, inputs, outputs = file.load(path)
-    return Program(graph, inputs, outputs)
+    return Program(graph, inputs, outputs, trusted=False)
 
 
 def _plain_symbol(extent: Any) -> str | None:

@@ -111,6 +111,7 @@ class _Call:
 
     def __init__(self, op: Function, leaves: list[Any], spec: Any) -> None:
         self.op, self.leaves, self.spec = op, leaves, spec
+        self.keywords = set(torch.utils._pytree.tree_unflatten(leaves, spec)[1])
 
     def __call__(self, *tensors: torch.Tensor) -> Any:
         remaining = iter(tensors)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from aten_case import check_close, check_exact, run, samples, together
+from tests.aten_case import check_close, check_exact, run, samples, together
 
 F32, F64, I64 = torch.float32, torch.float64, torch.int64
 DTYPES = (F32, F64, I64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)

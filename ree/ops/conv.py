@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ree import dims
 from ree.dims import Dim
@@ -11,6 +12,7 @@ from ree.errors import DTypeError, ShapeError
 from ree.lower import Lowering, T
 from ree.ops.linear import contract
 from ree.ops.spec import Attrs, lowers, operator_def
+from ree.ops.view import swap_axes, take_slice
 from ree.types import TensorType, Type
 
 Extents = Sequence[int | Dim]
@@ -179,3 +181,54 @@ def _(
     output_padding: Extents = (0,), groups: int = 1, dilation: Extents = (1,),
 ) -> T:  # fmt: skip
     return convolution(ctx, x, w, bias, stride, padding, dilation, groups, output_padding)
+
+
+@lowers("aten.convolution_backward.default")
+def _(
+    ctx: Lowering, grad: T, x: T, w: T, bias_sizes: Any, stride: Extents, padding: Extents, dilation: Extents,
+    transposed: bool, output_padding: Extents, groups: int, wanted: Sequence[bool],
+) -> tuple[T | None, T | None, T | None]:  # fmt: skip
+    """Gradients by x, w and bias: the opposite convolution, a convolution over the batch, a sum."""
+    spatial = w.rank - 2
+    window = {"stride": stride, "padding": padding, "dilation": dilation}
+    attrs = {name: per_axis(value, spatial) for name, value in window.items()}
+    by_x = by_w = by_bias = None
+    if wanted[0] and transposed:
+        by_x = ctx.emit("conv", [grad, w], groups=groups, **attrs)
+    elif wanted[0]:
+        by_x = _input_gradient(ctx, grad, x, w, groups, attrs)
+    if wanted[1]:
+        first, second = (grad, x) if transposed else (x, grad)
+        by_w = _weight_gradient(ctx, first, second, w, groups, attrs)
+    if wanted[2]:
+        by_bias = ctx.emit("sum", [grad], axes=(0, *range(2, grad.rank)), keepdim=False)
+    return by_x, by_w, by_bias
+
+
+def _input_gradient(ctx: Lowering, grad: T, x: T, w: T, groups: int, attrs: dict[str, tuple[Any, ...]]) -> T:
+    """conv_transpose of the output's gradient, with the output padding that gives the extents of x."""
+    extra = []
+    for axis in range(w.rank - 2):
+        stride, padding, dilation = (attrs[name][axis] for name in ("stride", "padding", "dilation"))
+        reached = (grad.shape[2 + axis] - 1) * stride - 2 * padding + dilation * (w.shape[2 + axis] - 1) + 1
+        extra.append(x.shape[2 + axis] - reached)
+    return ctx.emit("conv_transpose", [grad, w], groups=groups, output_padding=tuple(extra), **attrs)
+
+
+def _weight_gradient(ctx: Lowering, x: T, grad: T, w: T, groups: int, attrs: dict[str, tuple[Any, ...]]) -> T:
+    """Per group: channels of x as the batch, the batch as channels, the gradient as the kernel.
+
+    The stride of the forward pass dilates the gradient, its dilation is the stride; what
+    lies beyond the kernel's extent is cut off.
+    """
+    swapped = {"stride": attrs["dilation"], "padding": attrs["padding"], "dilation": attrs["stride"]}
+    inputs, outputs = x.shape[1] // groups, grad.shape[1] // groups
+    parts = []
+    for group in range(groups):
+        images = swap_axes(ctx, take_slice(ctx, x, 1, group * inputs, inputs), 0, 1)
+        kernels = swap_axes(ctx, take_slice(ctx, grad, 1, group * outputs, outputs), 0, 1)
+        part = ctx.emit("conv", [images, kernels], groups=1, **swapped)
+        for axis in range(2, w.rank):
+            part = take_slice(ctx, part, axis, 0, w.shape[axis])
+        parts.append(swap_axes(ctx, part, 0, 1))
+    return parts[0] if groups == 1 else ctx.emit("cat", parts, axis=0)

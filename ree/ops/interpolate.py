@@ -128,12 +128,16 @@ def _sample_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
 
 
 def _grid_place(b: Builder, coordinate: Value, axis: int, attrs: Attrs) -> Value:
-    """A coordinate in [-1, 1] as a place of an axis, brought inside as `padding` says."""
+    """A coordinate in [-1, 1] as a place of an axis."""
     extent = b.convert(b.extent(0, axis), Type.F32)
     if attrs["align_corners"]:
-        place = (coordinate + 1.0) * 0.5 * (extent - 1.0)
-    else:
-        place = ((coordinate + 1.0) * extent - 1.0) * 0.5
+        return (coordinate + 1.0) * 0.5 * (extent - 1.0)
+    return ((coordinate + 1.0) * extent - 1.0) * 0.5
+
+
+def _padded(b: Builder, place: Value, axis: int, attrs: Attrs) -> Value:
+    """The place brought inside the axis as `padding` says ("zeros": left where it is)."""
+    extent = b.convert(b.extent(0, axis), Type.F32)
     if attrs["padding"] == "reflection":
         place = _reflected(b, place, extent, attrs["align_corners"])
     if attrs["padding"] != "zeros":
@@ -160,12 +164,29 @@ def _sampled(b: Builder, n: Value, c: Value, row: Value, col: Value) -> Value:
     return b.load_if(inside, 0.0, 0, n, c, b.convert(row, Type.I64), b.convert(col, Type.I64))
 
 
+def _sample_cubic(b: Builder, n: Value, c: Value, row: Value, col: Value, attrs: Attrs) -> Value:
+    """Four rows of four places; padding is applied to each place on its own."""
+    top, left = b.op("floor", row), b.op("floor", col)
+    row_weights, col_weights = cubic_weights(b, row - top), cubic_weights(b, col - left)
+    total = b.f32(0.0)
+    for i, row_weight in enumerate(row_weights):
+        line = b.f32(0.0)
+        for j, col_weight in enumerate(col_weights):
+            place = _padded(b, top + float(i - 1), 2, attrs), _padded(b, left + float(j - 1), 3, attrs)
+            line = line + _sampled(b, n, c, *place) * col_weight
+        total = total + line * row_weight
+    return total
+
+
 @operator_def("grid_sample", kind="any", infer=_sample_type, doc="x at the places that grid gives in [-1, 1] as (column, row); "
-              "mode nearest or bilinear (nw, ne, sw, se added in order); padding zeros, border or reflection")  # fmt: skip
+              "mode nearest, bilinear (nw, ne, sw, se added in order) or bicubic; padding zeros, border or reflection")  # fmt: skip
 def _grid_sample(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     n, c, i, j = b.indices()
     col = _grid_place(b, b.load(1, n, i, j, b.i64(0)), 3, attrs)
     row = _grid_place(b, b.load(1, n, i, j, b.i64(1)), 2, attrs)
+    if attrs["mode"] == "bicubic":
+        return _sample_cubic(b, n, c, row, col, attrs)
+    row, col = _padded(b, row, 2, attrs), _padded(b, col, 3, attrs)
     if attrs["mode"] == "nearest":
         return _sampled(b, n, c, b.op("rint", row), b.op("rint", col))
     top, left = b.op("floor", row), b.op("floor", col)
@@ -227,7 +248,7 @@ _smooth_rules("upsample_bicubic2d", "resize_cubic")
 
 @lowers("aten.grid_sampler_2d.default", "aten.grid_sampler.default")
 def _(ctx: Lowering, x: T, grid: T, mode: int, padding: int, align_corners: bool) -> T:
-    if mode not in (0, 1) or x.rank != 4:
-        raise ctx.unsupported("this mode of grid_sample", "use bilinear or nearest on 4-d input")
-    names = {"mode": ("bilinear", "nearest")[mode], "padding": ("zeros", "border", "reflection")[padding]}
+    if x.rank != 4:
+        raise ctx.unsupported("grid_sample of 5-d input", "sample the slices one by one")
+    names = {"mode": ("bilinear", "nearest", "bicubic")[mode], "padding": ("zeros", "border", "reflection")[padding]}
     return ctx.emit("grid_sample", [x, grid], align_corners=bool(align_corners), **names)

@@ -24,7 +24,10 @@ Shape = tuple[int | Dim, ...]
 
 
 def _rstd(ctx: Lowering, var: T, eps: float) -> T:
-    return ctx.emit("rsqrt", [ctx.pointwise("add", var, float(eps), dtype=var.dtype)])
+    shifted = ctx.pointwise("add", var, float(eps), dtype=var.dtype)
+    if var.dtype is DType.F64:  # elementary functions are defined on f32
+        return ctx.pointwise("div", 1.0, ctx.emit("sqrt", [shifted]), dtype=DType.F64)
+    return ctx.emit("rsqrt", [shifted])
 
 
 # -- layer and RMS norm ---------------------------------------------------------------------

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from ree.element.program import Builder, Value
-from ree.errors import ShapeError
+from ree.errors import DTypeError, ShapeError
 from ree.ops.spec import Attrs, operator_def
 from ree.types import DType, TensorType, Type
 
@@ -32,6 +32,12 @@ def _bool_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
 
 def _index_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return _reduced_type(ins, attrs).with_dtype(DType.I64)
+
+
+def _exponential_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
+    if ins[0].dtype is DType.F64:
+        raise DTypeError("logsumexp of float64 is not defined; cast to float32")
+    return _reduced_type(ins, attrs)
 
 
 def row(b: Builder, rank: int, attrs: Attrs) -> tuple[Value, At]:
@@ -156,7 +162,7 @@ def _norm2(b: Builder, count: Value, at: At, attrs: Attrs) -> Value:
     return b.sqrt(sum_of_squares(b, count, at))
 
 
-@_fold("logsumexp", "log(sum of exp(x - m)) + m, where m is the largest (0 if that is infinite)")
+@_fold("logsumexp", "log(sum of exp(x - m)) + m, where m is the largest (0 if that is infinite)", infer=_exponential_type)
 def _logsumexp(b: Builder, count: Value, at: At, attrs: Attrs) -> Value:
     from ree.element import functions
 

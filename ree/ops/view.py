@@ -19,7 +19,10 @@ from ree.types import TensorType
 
 
 def _reshape_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
-    return TensorType(tuple(attrs["shape"]), ins[0].dtype)
+    result = TensorType(tuple(attrs["shape"]), ins[0].dtype)
+    if result.is_static and ins[0].is_static and result.numel() != ins[0].numel():
+        raise ShapeError(f"reshape of {ins[0]} to {attrs['shape']}")
+    return result
 
 
 def flat_index(b: Builder, source: int, coordinates: Sequence[Value]) -> Value:
