@@ -12,7 +12,7 @@ from ree.element.fma import fma32
 from ree_kernels import KernelError, cpu
 from ree_kernels.conv import Conv, fill, pack_weights, schedule
 
-from kernel_runs import bits, canonical, pointer, run_boxes, run_pool, special_floats
+from tests.kernel_runs import bits, canonical, pointer, run_boxes, run_pool, special_floats
 
 CHUNK = 256
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kernel_runs import DTYPES, bits, canonical, pointer, run_boxes, run_pool, special_floats
+from tests.kernel_runs import DTYPES, bits, canonical, pointer, run_boxes, run_pool, special_floats
 from ree_kernels import cpu
 
 SCANS = ("cumsum", "cumprod", "cummax", "cummin")

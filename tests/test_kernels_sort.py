@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 import pytest
-from kernel_runs import DTYPES, pointer, run_boxes, run_pool, special_floats
+from tests.kernel_runs import DTYPES, pointer, run_boxes, run_pool, special_floats
 from ree_kernels import cpu
 
 NUMPY = {
