@@ -11,14 +11,16 @@ import torch.nn.functional as F  # noqa: N812
 from tests.aten_case import check_close, expect, run, samples, together
 
 from ree.capture import capture
+from ree.lower import Lowering
 from ree.ops.spec import lowering, operator
 from ree.reference import evaluate
+from ree.types import DType, TensorType
 
 NAN, INF = float("nan"), float("inf")
 
 NAMES = """
 nn.functional.layer_norm native_layer_norm nn.functional.group_norm nn.functional.instance_norm
-nn.functional.rms_norm softmax log_softmax softmax/with_dtype log_softmax/with_dtype
+softmax log_softmax
 nn.functional.softmin
 """.split()
 
@@ -84,6 +86,18 @@ def test_rms_norm(eps: float | None) -> None:
     norm = torch.nn.RMSNorm(9, eps=eps)
     torch.nn.init.normal_(norm.weight)
     check_module(norm, _randn(4, 9), {"rms_norm"})
+
+
+def test_fused_rms_norm_gives_the_scale_too() -> None:
+    ctx, x = Lowering(), _randn(3, 8)
+    handle = ctx.input("x", TensorType((3, 8), DType.F32))
+    types = (handle.type, TensorType((3, 1), DType.F32))
+    out, rstd = ctx.call("aten._fused_rms_norm.default", (handle, (8,), None, 1e-6), {}, types, "")
+    ours, scale = evaluate(ctx.finish([out, rstd]), [x.numpy()])
+    wide = x.double().numpy()
+    expected = 1 / np.sqrt((wide**2).mean(1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(scale, expected, rtol=1e-6)
+    np.testing.assert_allclose(ours, wide * expected, rtol=2e-6)
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ree.ops.arithmetic import Number, apply, scaled, select
 from ree.ops.spec import lowers
+from ree.types import DType
 
 if TYPE_CHECKING:
     from ree.lower import Lowering, T
@@ -14,6 +15,13 @@ if TYPE_CHECKING:
 def clamped(ctx: Lowering, x: T, low: Number, high: Number) -> T:
     """min(max(x, low), high); NaN stays."""
     return apply(ctx, "minimum", apply(ctx, "maximum", x, low), high)
+
+
+def _smooth(ctx: Lowering, op: str, x: T) -> T:
+    """An elementary function, which is defined on float32 and narrower."""
+    if x.dtype is DType.F64:
+        raise ctx.unsupported("float64 in an elementary function", "use .float()")
+    return ctx.emit(op, [x])
 
 
 @lowers("aten.relu.default")
@@ -64,7 +72,7 @@ def _prelu(ctx: Lowering, x: T, weight: T) -> T:
 @lowers("aten.elu.default")
 def _elu(ctx: Lowering, x: T, alpha: Number = 1, scale: Number = 1, input_scale: Number = 1) -> T:
     """x > 0 ? scale * x : (alpha * scale) * expm1(input_scale * x)."""
-    negative = scaled(ctx, ctx.emit("expm1", [scaled(ctx, x, input_scale)]), alpha * scale)
+    negative = scaled(ctx, _smooth(ctx, "expm1", scaled(ctx, x, input_scale)), alpha * scale)
     return select(ctx, _above(ctx, x), scaled(ctx, x, scale), negative)
 
 
@@ -117,7 +125,7 @@ def _glu(ctx: Lowering, x: T, dim: int = -1) -> T:
     first, second = (
         ctx.emit("slice", [x], axis=axis, start=start, step=1, length=half) for start in (0, half)
     )
-    return ctx.emit("mul", [first, ctx.emit("sigmoid", [second])])
+    return ctx.emit("mul", [first, _smooth(ctx, "sigmoid", second)])
 
 
 @lowers("aten.feature_dropout.default", "aten.alpha_dropout.default")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ree.element import functions
 from ree.element.program import Builder, Value
 from ree.errors import DTypeError, ShapeError
 from ree.ops.reduce import At, centred, mean_of, sum_of_squares
@@ -33,8 +34,6 @@ def _exponential_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
 
 def rsqrt(b: Builder, x: Value) -> Value:
     """1 / sqrt(x): f32 rounded once; f64 in two roundings."""
-    from ree.element import functions
-
     return functions.rsqrt(b, x) if x.type is Type.F32 else 1.0 / b.sqrt(x)
 
 
@@ -81,8 +80,6 @@ def _rms_norm(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Att
 
 @operator_def("softmax", kind="fold", infer=_exponential_type, doc="exp(x - max) / sum of them along the last axis")
 def _softmax(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
-    from ree.element import functions
-
     count, at, x = _last_axis(b)
     largest = b.fold_max(count, at)
     total = b.fold_sum(count, lambda k: functions.exp(b, at(k) - largest))
@@ -93,8 +90,6 @@ def _softmax(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attr
     "log_softmax", kind="fold", infer=_exponential_type, doc="(x - max) - log(sum of exp(x - max)) along the last axis"
 )
 def _log_softmax(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
-    from ree.element import functions
-
     count, at, x = _last_axis(b)
     largest = b.fold_max(count, at)
     total = b.fold_sum(count, lambda k: functions.exp(b, at(k) - largest))

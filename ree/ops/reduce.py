@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from ree.element import functions
 from ree.element.program import Builder, Value
 from ree.errors import DTypeError, ShapeError
 from ree.ops.spec import Attrs, operator_def
@@ -164,8 +165,6 @@ def _norm2(b: Builder, count: Value, at: At, attrs: Attrs) -> Value:
 
 @_fold("logsumexp", "log(sum of exp(x - m)) + m, where m is the largest (0 if that is infinite)", infer=_exponential_type)
 def _logsumexp(b: Builder, count: Value, at: At, attrs: Attrs) -> Value:
-    from ree.element import functions
-
     largest = b.fold_max(count, at)
     shift = b.select(b.op("abs", largest).eq(math.inf), 0.0, largest)
     total = b.fold_sum(count, lambda k: functions.exp(b, at(k) - shift))

@@ -172,6 +172,8 @@ def norm(ctx: Lowering, x: T, order: Number, dim: Axes, keepdim: bool) -> T:
     size = ctx.emit("abs", [x])
     if math.isinf(order):
         return reduce(ctx, "amax" if order > 0 else "amin", size, dim, keepdim)
+    if x.dtype is DType.F64:
+        raise ctx.unsupported(f"the norm of order {order} of float64", "cast to float32")
     total = reduce(ctx, "sum", ctx.pointwise("pow", size, float(order), dtype=x.dtype), dim, keepdim)
     return ctx.pointwise("pow", total, 1.0 / float(order), dtype=x.dtype)
 
