@@ -120,8 +120,9 @@ def fill(args: Any, conv: Conv, x_strides: Sequence[int], out_row: int) -> None:
 def schedule(kernels: Kernels, conv: Conv) -> Schedule:
     """Boxes for a few threads: split by rows, and by columns too where rows are few."""
     lib, tile = kernels.lib, kernels.tile_rows
-    sizes = (conv.channels, conv.outputs, conv.groups, conv.taps)
-    scratch_bytes = int(lib.ree_conv_scratch_bytes(*sizes))
+    args = kernels.ffi.new("ree_conv_args *")
+    fill(args, conv, (0,) * (2 + len(conv.x_shape)), 0)
+    scratch_bytes = int(lib.ree_conv_scratch_bytes(args))
     rows, cols = conv.rows, conv.outputs
     block = int(lib.ree_conv_block_rows())
     boxes = -(-rows // block)

@@ -18,7 +18,7 @@ SPECIAL = torch.tensor([[1.0, NAN, -0.0, 0.0, INF, -INF, NAN, 1.0, 0.0, -0.0], [
 @pytest.mark.parametrize("name", ["sort", "argsort", "msort", "cummax", "cummin", "median", "nanmedian"])
 def test_exact_samples_of_torch(name: str) -> None:
     for dtype in (torch.float32, torch.int64):
-        found = samples(name, dtype, 130)
+        found = samples(name, dtype, 260)
         for call, tensors in found[:: max(1, len(found) // 4)]:
             check_exact(call, *tensors)
         assert found

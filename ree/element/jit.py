@@ -24,15 +24,20 @@ from ree.element.llvm import PRINTER_VERSION, Layout, print_module
 from ree.element.llvm_ops import Target
 from ree.element.program import Program
 from ree.errors import DeviceError
+from ree_kernels import cpu as native
 
 _MAGIC = b"REEOBJ1\n"
 _DIGEST_BYTES = 32
-_X86_FEATURES = {
-    "portable": "+sse2",
-    "avx2": "+avx2,+fma,+f16c,+bmi,+bmi2",
-    "avx512": "+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512cd,+avx2,+fma,+f16c,+bmi,+bmi2",
+# what ree_kernels/c/pool.c asks of a processor, and F16C, which all that have AVX2 and FMA have
+_FEATURES = {
+    ("x86_64", "portable"): "+sse2",
+    ("x86_64", "avx2"): "+avx2,+fma,+f16c",
+    ("x86_64", "avx512"): "+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx2,+fma,+f16c",
+    ("aarch64", "portable"): "+neon",
+    ("aarch64", "neon"): "+neon",
+    ("riscv64", "portable"): "+m,+a,+f,+d,+c",
 }
-_X86_CPU = {"portable": "x86-64", "avx2": "x86-64-v3", "avx512": "x86-64-v4"}
+_CPU = {"x86_64": "x86-64", "aarch64": "generic", "riscv64": "generic-rv64"}
 
 
 @dataclass(frozen=True)
@@ -46,25 +51,13 @@ class Kernel:
 
 # -- targets ------------------------------------------------------------------------------
 def isas() -> list[str]:
-    """The ISAs that this processor runs, the best one last."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return ["native"]
-    found = ["portable"]
-    features = _host_features()
-    for isa in ("avx2", "avx512"):
-        if all(features.get(f.removeprefix("+"), False) for f in _X86_FEATURES[isa].split(",")):
-            found.append(isa)
-    return found
+    """The ISAs that this processor runs, the best one last (as ree_kernels names them)."""
+    return native.supported()
 
 
 def default_isa() -> str:
     """REE_ISA, or the best ISA of this processor; DeviceError if it lacks the one that is asked for."""
-    wanted = os.environ.get("REE_ISA", "")
-    if not wanted:
-        return isas()[-1]
-    if wanted not in isas():
-        raise DeviceError(f"REE_ISA={wanted}: this processor runs {', '.join(isas())}")
-    return wanted
+    return os.environ.get(native.ISA_VARIABLE) or isas()[-1]
 
 
 def target_of(triple: str, cpu: str = "", features: str = "") -> Target:
@@ -85,21 +78,13 @@ def target_of(triple: str, cpu: str = "", features: str = "") -> Target:
 
 @cache
 def host_target(isa: str) -> Target:
-    """The target of an ISA name of this processor."""
+    """The target of an ISA of this processor; DeviceError if it lacks it."""
     if isa not in isas():
         raise DeviceError(f"no ISA {isa!r} here: this processor runs {', '.join(isas())}")
-    if isa == "native":
-        system = {"aarch64": "aarch64", "arm64": "aarch64", "riscv64": "riscv64"}.get(platform.machine())
-        if system is None:
-            raise DeviceError(f"no code is printed for {platform.machine()}")
-        features = "+m,+a,+f,+d,+c" if system == "riscv64" else "+neon"
-        return target_of(f"{system}-unknown-linux-gnu", "generic-rv64" if system == "riscv64" else "generic", features)
-    return target_of("x86_64-unknown-linux-gnu", _X86_CPU[isa], _X86_FEATURES[isa])
-
-
-@cache
-def _host_features() -> dict[str, bool]:
-    return dict(_llvm().get_host_cpu_features())
+    machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    if (machine, isa) not in _FEATURES:
+        raise DeviceError(f"no code is printed for {machine}")
+    return target_of(f"{machine}-unknown-linux-gnu", _CPU[machine], _FEATURES[machine, isa])
 
 
 @cache

@@ -22,7 +22,8 @@ from ree.types import DType, Type
 
 PRINTER_VERSION = 1
 LANES = 16
-_ONE_BODY = 48  # programs with more instructions are printed once, always masked
+_LONG = 96  # programs with more instructions, chains of FMAs mostly, get two vectors at a time to hide latency
+_ONE_BODY = 160  # programs with more instructions are printed once, always masked
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,9 @@ class Printer:
             return []
 
         rows = self.index
-        lanes = LANES if lanes_are_columns(self.program, self.layout.strides) else 1
+        lanes = 2 * LANES if _size(column) > _LONG else LANES
+        if not lanes_are_columns(self.program, self.layout.strides):
+            lanes = 1
         self.strip("%c0", "%c1", lanes, [], columns)
         self.index = rows
 
@@ -223,10 +226,45 @@ class Printer:
 
     def _plain(self, instr: Instr, args: list[Val]) -> Val:
         width = 1 if all(a.uniform for a in args) else self.width
+        if instr.op in ("div", "rem") and width > 1 and args[1].uniform and args[0].type is Type.I64:
+            return Val(Type.I64, self._divide(instr.op, self.wide(args[0]), args[1].text), lanes=True)
         texts = [self.w.widen(a, width) for a in args]
         source = args[1 if instr.op == "select" else 0].type
         text = self.ops(width).emit(instr.op, source, texts, instr.types[0], instr.imm)
         return Val(instr.types[0], text, lanes=width > 1)
+
+    def _divide(self, op: str, a: str, divisor: str) -> str:
+        """Lanes divided by one number: in binary64, exact up to 2^52, else lane by lane."""
+        ops, wide = self.ops(), vector("i64", self.width)
+        b = self.w.splat("i64", divisor, self.width)
+        if not self.target.masks:  # no conversions between i64 and f64 in lanes
+            return ops.emit(op, Type.I64, [a, b], Type.I64, ())
+        limit = 1 << 52
+        moved = ops.binary("add", wide, a, ops.constant("i64", limit))
+        large = self.w.any_lane(ops.compare("uge", wide, moved, ops.constant("i64", 2 * limit)), self.width)
+        below = self.w.do(f"sub i64 {divisor}, 1")
+        odd = self.w.do(f"icmp uge i64 {below}, {limit}")  # also what is not positive
+
+        def by_lane() -> list[str]:
+            return [self._divide_each(a, divisor)]
+
+        numerator, denominator = ops.convert(Type.I64, Type.F64, a), self.w.do(f"sitofp i64 {divisor} to double")
+        double = vector("double", self.width)
+        real = ops.binary("fdiv", double, numerator, self.w.splat("double", denominator, self.width))
+        fast = ops.convert(Type.F64, Type.I64, real)
+        quotient = self.w.when(self.w.do(f"or i1 {large}, {odd}"), by_lane, [(wide, fast)])[0]
+        return quotient if op == "div" else ops.binary("sub", wide, a, ops.binary("mul", wide, quotient, b))
+
+    def _divide_each(self, a: str, divisor: str) -> str:
+        wide = vector("i64", self.width)
+        array = self.w.do_entry(f"alloca {wide}, align 64")
+        self.w.void(f"store {wide} {a}, ptr {array}")
+        with self.w.loop("0", str(self.width), 1) as loop:
+            place = self.w.do(f"getelementptr i64, ptr {array}, i64 {loop.index}")
+            value = self.w.do(f"load i64, ptr {place}")
+            value = self.ops(1).emit("div", Type.I64, [value, divisor], Type.I64, ())
+            self.w.void(f"store i64 {value}, ptr {place}")
+        return self.w.do(f"load {wide}, ptr {array}")
 
     # -- memory --------------------------------------------------------------------------------------
     def _load(self, source: int, coordinates: Sequence[Val], mask: str | None) -> Val:

@@ -59,7 +59,7 @@ def _reduce_across(p: Printer, instr: Instr, region: Block) -> Val:
         return [_combine(p, kind, type, width, carried[0], value)]
 
     lanes = p.strip("0", p.values[instr.args[0]].text, width, [(vector(llvm, width), neutral)], body)[0]
-    return Val(type, _halve(p, lanes, llvm, width, lambda n, a, b: _combine(p, kind, type, n, a, b)))
+    return Val(type, p.w.halve(lanes, llvm, width, lambda n, a, b: _combine(p, kind, type, n, a, b)))
 
 
 def _reduce_down(p: Printer, instr: Instr, region: Block) -> list[Val]:
@@ -86,7 +86,7 @@ def _sum_across(p: Printer, instr: Instr, region: Block) -> Val:
             return [p.w.do(f"fadd {wide} {carried[0]}, {value}")]
 
         lanes = p.strip(start, end, SUM_LANES, [(wide, "zeroinitializer")], body)[0]
-        return _halve(p, lanes, llvm, SUM_LANES, lambda n, a, b: p.w.do(f"fadd {vector(llvm, n)} {a}, {b}"))
+        return p.w.halve(lanes, llvm, SUM_LANES, lambda n, a, b: p.w.do(f"fadd {vector(llvm, n)} {a}, {b}"))
 
     return Val(type, _sum_chunks(p, llvm, p.values[instr.args[0]].text, chunk))
 
@@ -98,8 +98,7 @@ def _sum_down(p: Printer, instr: Instr, region: Block) -> list[Val]:
     partial = p.w.do_entry(f"alloca [{SUM_LANES} x {wide}], align 64")
 
     def chunk(start: str, end: str) -> str:
-        for lane in range(SUM_LANES):
-            p.w.void(f"store {wide} zeroinitializer, ptr {_slot(p.w, wide, partial, str(lane))}")
+        _clear(p.w, wide, partial)
         with p.w.loop(start, end, 1) as loop:
             value = _evaluate_at(p, region, loop.index, counts, "zeroinitializer")
             place = _slot(p.w, wide, partial, p.w.do(f"and i64 {loop.index}, {SUM_LANES - 1}"))
@@ -123,7 +122,7 @@ def _sum_chunks(p: Printer, wide: str, count: str, chunk: Callable[[str, str], s
         return []
 
     w.when(many, clear)
-    with w.loop("0", count, DOT_CHUNK, [(wide, literal_zero(wide))]) as loop:
+    with w.loop("0", count, DOT_CHUNK, [(wide, _zero(wide))]) as loop:
         total = chunk(loop.index, _chunk_end(w, loop.index, count))
 
         def push() -> list[str]:
@@ -141,7 +140,7 @@ def _sum_chunks(p: Printer, wide: str, count: str, chunk: Callable[[str, str], s
     return w.when(many, close, [(wide, loop.results[0])])[0]
 
 
-def literal_zero(wide: str) -> str:
+def _zero(wide: str) -> str:
     return "zeroinitializer" if wide.startswith("<") else "0.0"
 
 
@@ -160,11 +159,23 @@ def _slot(w: Writer, wide: str, array: str, number: str) -> str:
 
 def _tree(w: Writer, wide: str, array: str) -> str:
     """The 16 partial sums of an array folded 16 -> 8 -> 4 -> 2 -> 1."""
+    if not wide.startswith("<"):
+        lanes = w.do(f"load {vector(wide, SUM_LANES)}, ptr {array}, align 8")
+        return w.halve(lanes, wide, SUM_LANES, lambda n, a, b: w.do(f"fadd {vector(wide, n)} {a}, {b}"))
     values = [w.do(f"load {wide}, ptr {_slot(w, wide, array, str(lane))}") for lane in range(SUM_LANES)]
     while len(values) > 1:
         half = len(values) // 2
         values = [w.do(f"fadd {wide} {values[i]}, {values[i + half]}") for i in range(half)]
     return values[0]
+
+
+def _clear(w: Writer, wide: str, array: str) -> None:
+    """Set the 16 partial sums of an array to +0."""
+    if not wide.startswith("<"):
+        w.void(f"store {vector(wide, SUM_LANES)} zeroinitializer, ptr {array}, align 8")
+        return
+    for lane in range(SUM_LANES):
+        w.void(f"store {wide} zeroinitializer, ptr {_slot(w, wide, array, str(lane))}")
 
 
 def _level_functions(p: Printer, wide: str) -> tuple[str, str]:
@@ -212,8 +223,7 @@ def _add_function(name: str, wide: str) -> str:
 
             def carry() -> list[str]:
                 total = _tree(w, wide, sums)
-                for lane in range(SUM_LANES):
-                    w.void(f"store {wide} {literal_zero(wide)}, ptr {_slot(w, wide, sums, str(lane))}")
+                _clear(w, wide, sums)
                 return [total]
 
             return [*w.when(full, carry, [(wide, value)]), full]
@@ -225,7 +235,7 @@ def _add_function(name: str, wide: str) -> str:
 def _finish_function(name: str, wide: str) -> str:
     """Fold what every level holds into *cell; empty levels add +0, which changes nothing."""
     w = Writer()
-    with w.loop("0", str(_LEVELS), 1, [(wide, literal_zero(wide))]) as loop:
+    with w.loop("0", str(_LEVELS), 1, [(wide, _zero(wide))]) as loop:
         _, _, sums, slot = _level(w, wide, loop.index)
         _accumulate(w, wide, slot, loop.carried[0])
         loop.next = [_tree(w, wide, sums)]
@@ -314,21 +324,6 @@ def _active(p: Printer, counts: str | None, k: str) -> str | None:
     if counts is None:
         return p.mask
     return p.w.do(f"icmp sgt {vector('i64', p.width)} {counts}, {p.w.splat('i64', k, p.width)}")
-
-
-def _halve(p: Printer, lanes: str, llvm: str, width: int, combine: Callable[[int, str, str], str]) -> str:
-    """Fold a vector i with i + half, down to its one value."""
-    while width > 1:
-        half = width // 2
-        wide = vector(llvm, width)
-        if half == 1:
-            a, b = (p.w.do(f"extractelement {wide} {lanes}, i64 {i}") for i in (0, 1))
-        else:
-            parts = ("".join(f"i32 {i}, " for i in range(s, s + half))[:-2] for s in (0, half))
-            a, b = (p.w.do(f"shufflevector {wide} {lanes}, {wide} poison, <{half} x i32> <{m}>") for m in parts)
-        lanes = combine(half, a, b)
-        width = half
-    return lanes
 
 
 _DOWN = {"sum": _sum_down, "dot": _dot, "chain": _chain}

@@ -218,8 +218,22 @@ class Writer:
         first = self.do(f"insertelement {wide} poison, {type} {text}, i64 0")
         return self.do(f"shufflevector {wide} {first}, {wide} poison, <{width} x i32> zeroinitializer")
 
-    def iota(self, width: int) -> str:
-        return "<" + ", ".join(f"i64 {lane}" for lane in range(width)) + ">"
+    def iota(self, width: int, type: str = "i64") -> str:
+        return "<" + ", ".join(f"{type} {lane}" for lane in range(width)) + ">"
+
+    def halve(self, lanes: str, type: str, width: int, combine: Callable[[int, str, str], str]) -> str:
+        """Fold a vector, lane i with lane i + half, down to its one value."""
+        while width > 1:
+            half = width // 2
+            wide = vector(type, width)
+            if half == 1:
+                a, b = (self.do(f"extractelement {wide} {lanes}, i64 {i}") for i in (0, 1))
+            else:
+                parts = (", ".join(f"i32 {i}" for i in range(s, s + half)) for s in (0, half))
+                a, b = (self.do(f"shufflevector {wide} {lanes}, {wide} poison, <{half} x i32> <{m}>") for m in parts)
+            lanes = combine(half, a, b)
+            width = half
+        return lanes
 
     def widen(self, value: Val, width: int) -> str:
         """The value as a vector of `width` lanes (width 1: as a scalar)."""
@@ -235,9 +249,10 @@ class Writer:
         return self.do(f"add {wide} {base}, {offsets}")
 
     def below(self, count: str, width: int) -> str:
-        """Mask of the lanes whose number is less than the scalar `count`."""
-        wide = vector("i64", width)
-        return self.do(f"icmp ult {wide} {self.iota(width)}, {self.splat('i64', count, width)}")
+        """Mask of the lanes whose number is less than the scalar `count`, which is not negative."""
+        near = self.intrinsic("umin", "i64", count, str(width))
+        small = self.splat("i32", self.do(f"trunc i64 {near} to i32"), width)
+        return self.do(f"icmp ult {vector('i32', width)} {self.iota(width, 'i32')}, {small}")
 
     def any_lane(self, mask: str, width: int) -> str:
         if width == 1:

@@ -278,7 +278,7 @@ def plain_strides(kernel: Kernel) -> list[tuple[int, ...]] | None:
             return None
         elif any(arg in index for arg in instr.args):
             return None
-    if len(strides) != len(kernel.ports):
+    if len(strides) != len(kernel.ports) or any(result in index for result in kernel.program.results):
         return None
     return [strides[p] for p in range(len(kernel.ports))]
 

@@ -105,6 +105,7 @@ class Grouper:
         self.tail = self._tails()
         self.root_of: dict[int, int] = {}
         self.evaluations: dict[int, float] = {}
+        self.folding: set[int] = set()  # roots of groups that contain folds
 
     def run(self) -> Groups:
         for value in reversed(range(self.graph.first_node, self.graph.value_count)):
@@ -117,6 +118,8 @@ class Grouper:
             else:
                 self.groups.inlined.add(value)
                 self.root_of[value] = root
+            if value in self.groups.programs and has_folds(self.groups.programs[value]):
+                self.folding.add(self.root_of[value])
         self._choose_hosts()
         return self.groups
 
@@ -179,8 +182,6 @@ class Grouper:
         program = self.groups.programs[value]
         node = self.graph.node_of(value)
         assert node is not None
-        if value in self.tail and any(has_folds(self.groups.programs[reader]) for reader, _ in readers):
-            return None
         roots = {self.root_of[reader] for reader, _ in readers}
         free = not node.inputs and not has_folds(program)
         if free:
@@ -189,7 +190,9 @@ class Grouper:
         if len(roots) != 1:
             return None
         (root,) = roots
-        evaluations = sum(self._evaluations(value, reader, source) for reader, source in readers)
+        if value in self.tail and root in self.folding:
+            return None
+        evaluations = self._all_evaluations(value, readers)
         hoisted = self._is_row_invariant(value, root)
         if hoisted:
             evaluations /= max(1, self.graph.type_of(root).shape[-1])  # type: ignore[operator,type-var]
@@ -199,6 +202,20 @@ class Grouper:
             return None
         self.evaluations[value] = evaluations
         return root
+
+    def _all_evaluations(self, value: int, readers: list[tuple[int, int]]) -> float:
+        """How often one run evaluates `value`; pointwise readers of one view share an evaluation."""
+        shared: dict[int, float] = {}
+        others = 0.0
+        for reader, source in readers:
+            count = self._evaluations(value, reader, source)
+            if self.kinds[reader] == "pointwise":
+                node = self.graph.node_of(reader)
+                assert node is not None
+                shared[source] = max(shared.get(source, 0.0), count / node.inputs.count(source))
+            else:
+                others += count
+        return sum(shared.values()) + others
 
     def _evaluations(self, value: int, reader: int, source: int) -> float:
         """How often one run evaluates `value` on behalf of one reader."""

@@ -13,10 +13,11 @@ static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) 
 
 int64_t ree_conv_block_rows(void) { return BLOCK_ROWS; }
 
-int64_t ree_conv_scratch_bytes(int64_t channels, int64_t outputs, int64_t groups, int64_t taps)
+int64_t ree_conv_scratch_bytes(const ree_conv_args *a)
 {
-    const int64_t by_channels = conv_by_channels(channels, outputs, groups);
-    const int64_t floats = by_channels ? channels_scratch_floats(channels, taps) : BLOCK_ROWS * TILE_A_ROW + 2 * REE_CHUNK;
+    const int by_channels = conv_by_channels(a->channels, a->outputs, a->groups);
+    const int64_t floats = by_channels ? channels_scratch_floats(a->channels, conv_taps(a))
+                                       : BLOCK_ROWS * TILE_A_ROW + conv_stage_floats(a, BLOCK_ROWS);
     return BLOCK_ROWS * (int64_t)sizeof(conv_pixel) + floats * (int64_t)sizeof(float) + 64;
 }
 
@@ -96,7 +97,7 @@ static void block_of_rows(const ree_conv_args *a, int64_t r0, int64_t r1, int64_
     } else {
         const int64_t ins = a->channels / a->groups, outs = a->outputs / a->groups;
         conv_source s = {.a = a, .pixels = pixels, .rows = r1 - r0};
-        s.line = (int64_t *)(block + BLOCK_ROWS * TILE_A_ROW);
+        s.stage = block + BLOCK_ROWS * TILE_A_ROW;
         for (int64_t g = c0 / outs; g <= (c1 - 1) / outs; g++) {
             const float *w = a->w + g * group_floats(a->channels, a->outputs, a->groups, conv_taps(a));
             s.x = a->x + g * ins * a->x_c;

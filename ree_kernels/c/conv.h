@@ -29,8 +29,8 @@ typedef struct {
 
 void ree_conv(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch);
 
-/* Scratch of ree_conv for any box. */
-int64_t ree_conv_scratch_bytes(int64_t channels, int64_t outputs, int64_t groups, int64_t taps);
+/* Scratch of ree_conv for any box; reads the extents alone, no pointer and no stride. */
+int64_t ree_conv_scratch_bytes(const ree_conv_args *args);
 
 /* Rows that ree_conv takes through all of K at once: boxes of a multiple of it waste nothing. */
 int64_t ree_conv_block_rows(void);

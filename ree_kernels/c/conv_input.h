@@ -14,14 +14,14 @@ typedef struct {
     int64_t inside;
 } conv_pixel;
 
-/* What conv_pack_chunk copies from: pixels, x at the first channel of a group, and scratch for one
- * line of offsets. */
+/* What conv_pack_chunk copies from: pixels, x at the first channel of a group, and scratch for a part of
+ * one input line. */
 typedef struct {
     const ree_conv_args *a;
     const conv_pixel *pixels;
     int64_t rows;
     const float *x;
-    int64_t *line;
+    float *stage;
 } conv_source;
 
 REE_INLINE int64_t conv_min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -144,57 +144,99 @@ REE_INLINE void conv_zero(float *to, int64_t n)
 
 /* -- lines: all taps along the last axis at once ----------------------------------------------- */
 
-/* Lines save the work per tap where there are few channels, or where a line is one run of memory. */
-enum { LINE_CHANNELS = 8 };
+/* With fewer channels a line of taps is short, and work per tap would cost more than the copy. */
+enum { STAGED_CHANNELS = 16 };
 
+/* Whether a line of taps is one run of memory. */
 static inline int conv_is_run(const ree_conv_args *a)
 {
-    return a->x_c == 1 && a->dilation[2] == 1 && a->x_stride[2] == a->channels;
+    return (a->x_c == 1 || a->channels == 1) && a->x_stride[2] == a->channels;
 }
 
 static inline int conv_has_lines(const ree_conv_args *a)
 {
-    return !a->transposed && a->groups == 1 && (conv_is_run(a) || a->channels <= LINE_CHANNELS);
+    const int dense = a->dilation[2] == 1 || a->kernel[2] == 1;
+    return !a->transposed && a->groups == 1 && dense && (conv_is_run(a) || a->channels < STAGED_CHANNELS);
 }
 
-/* Elements [p0, p1) of a line at `from` (where its tap 0 would lie), of which [lo, hi) exist. */
-REE_INLINE void conv_copy_line(float *to, const float *from, const int64_t *line, int64_t p0, int64_t lo, int64_t hi,
-                               int64_t p1)
+/* Floats that conv_stage writes for so many pixels of one output line. */
+static inline int64_t conv_stage_floats(const ree_conv_args *a, int64_t pixels)
 {
-    if (lo > p0)
-        conv_zero(to, lo - p0);
-    if (!line)
-        conv_copy(to + (lo - p0), from + lo, 1, hi - lo);
-    else
-        for (int64_t p = lo; p < hi; p++)
-            to[p - p0] = from[line[p - p0]];
-    if (p1 > hi)
-        conv_zero(to + (hi - p0), p1 - hi);
+    return a->channels < STAGED_CHANNELS ? ((pixels - 1) * a->stride[2] + a->kernel[2]) * a->channels : 0;
 }
 
-/* Positions (tap along the last axis * channels + channel) [p0, p1) of the line of taps (tap[0], tap[1]). */
-static void conv_pack_line(const conv_source *s, const int64_t tap[3], int64_t p0, int64_t p1, float *block,
-                           int64_t block_row)
+/* Part of an input line with its channels side by side and zeros around it, so that it is a run:
+ * `places` of them from coordinate `first` on; from: coordinate 0, channel 0. */
+static void conv_stage(const ree_conv_args *a, const float *from, int64_t first, int64_t places, float *stage)
+{
+    const int64_t c = a->channels;
+    const int64_t lo = conv_min(conv_max(-first, 0), places);
+    const int64_t hi = conv_max(conv_min(a->x_shape[2] - first, places), lo);
+    conv_zero(stage, lo * c);
+    for (int64_t i = 0; i < c; i++) {
+        const float *channel = from + i * a->x_c;
+        for (int64_t p = lo; p < hi; p++)
+            stage[p * c + i] = channel[(first + p) * a->x_stride[2]];
+    }
+    conv_zero(stage + hi * c, (places - hi) * c);
+}
+
+/* Positions (tap along the last axis * channels + channel) [p0, p1) of the line of taps (tap[0], tap[1]) for pixels
+ * of one output line, by way of a staged input line. */
+static void conv_pack_staged(const conv_source *s, const conv_pixel *pixels, int64_t count, const int64_t tap[3],
+                             int64_t p0, int64_t p1, float *block, int64_t block_row)
 {
     const ree_conv_args *a = s->a;
-    const int64_t c = a->channels, dilation = a->dilation[2], width = a->x_shape[2];
+    const int64_t first = pixels->at[2], places = pixels[count - 1].at[2] - first + a->kernel[2];
+    const int exists = conv_in_range(a, pixels, 0, tap[0]) && conv_in_range(a, pixels, 1, tap[1]);
+    if (exists)
+        conv_stage(a, s->x + (pixels->offset - first * a->x_stride[2] + conv_tap_offset(a, tap)), first, places,
+                   s->stage);
+    for (int64_t r = 0; r < count; r++) {
+        if (exists)
+            conv_copy(block + r * block_row, s->stage + (pixels[r].at[2] - first) * a->channels + p0, 1, p1 - p0);
+        else
+            conv_zero(block + r * block_row, p1 - p0);
+    }
+}
+
+/* The same straight from x, where a line is a run. */
+static void conv_pack_run(const conv_source *s, const int64_t tap[3], int64_t p0, int64_t p1, float *block,
+                          int64_t block_row)
+{
+    const ree_conv_args *a = s->a;
+    const int64_t c = a->channels, width = a->x_shape[2];
     const float *x = s->x + conv_tap_offset(a, tap);
-    int64_t *line = conv_is_run(a) ? 0 : s->line;
-    for (int64_t p = p0; line && p < p1; p++)
-        line[p - p0] = p / c * dilation * a->x_stride[2] + p % c * a->x_c;
     for (int64_t r = 0; r < s->rows; r++) {
         const conv_pixel *p = s->pixels + r;
         float *to = block + r * block_row;
         if (p->inside) {
-            conv_copy_line(to, x + p->offset, line, p0, p0, p1, p1);
+            conv_copy(to, x + p->offset + p0, 1, p1 - p0);
         } else if (conv_in_range(a, p, 0, tap[0]) && conv_in_range(a, p, 1, tap[1])) {
-            const int64_t before = p->at[2] < 0 ? (-p->at[2] + dilation - 1) / dilation : 0;
-            const int64_t stop = p->at[2] < width ? (width - 1 - p->at[2]) / dilation + 1 : 0;
-            const int64_t lo = conv_min(conv_max(p0, before * c), p1), hi = conv_max(conv_min(p1, stop * c), lo);
-            conv_copy_line(to, x + p->offset, line, p0, lo, hi, p1);
+            const int64_t lo = conv_min(conv_max(p0, -p->at[2] * c), p1);
+            const int64_t hi = conv_max(conv_min(p1, (width - p->at[2]) * c), lo);
+            conv_zero(to, lo - p0);
+            conv_copy(to + (lo - p0), x + p->offset + lo, 1, hi - lo);
+            conv_zero(to + (hi - p0), p1 - hi);
         } else {
             conv_zero(to, p1 - p0);
         }
+    }
+}
+
+static void conv_pack_line(const conv_source *s, const int64_t tap[3], int64_t p0, int64_t p1, float *block,
+                           int64_t block_row)
+{
+    if (conv_is_run(s->a)) {
+        conv_pack_run(s, tap, p0, p1, block, block_row);
+        return;
+    }
+    for (int64_t r = 0; r < s->rows;) { /* output lines: the last coordinate grows within one */
+        int64_t end = r + 1;
+        while (end < s->rows && s->pixels[end].at[2] > s->pixels[end - 1].at[2])
+            end++;
+        conv_pack_staged(s, s->pixels + r, end - r, tap, p0, p1, block + r * block_row, block_row);
+        r = end;
     }
 }
 
