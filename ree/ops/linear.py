@@ -147,3 +147,18 @@ def _(ctx: Lowering, left: T, right: T) -> T:
     return ctx.emit("matmul", [ctx.cast(left, DType.I32), ctx.cast(right, DType.I32)])
 
 
+
+
+@lowers("aten._trilinear.default")
+def _(
+    ctx: Lowering, a: T, b: T, c: T, expand_a: Sequence[int], expand_b: Sequence[int], expand_c: Sequence[int],
+    axes: Sequence[int], unroll: int = 1,
+) -> T:  # fmt: skip
+    """Sum over `axes` of a * b * c, each with the axes of `expand` inserted."""
+    product_of: T | None = None
+    for factor, expand in ((a, expand_a), (b, expand_b), (c, expand_c)):
+        for axis in expand:
+            factor = ctx.unsqueeze(factor, axis)
+        product_of = factor if product_of is None else ctx.pointwise("mul", product_of, factor, dtype=a.dtype)
+    assert product_of is not None
+    return ctx.emit("sum", [product_of], axes=tuple(sorted(axes)), keepdim=False)
