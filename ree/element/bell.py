@@ -9,6 +9,7 @@ from ree.element.real import clamp, exp, polynomial
 _ERF_ONE = 3.925  # erf(x) rounds to 1 from here on (from 3.9193)
 _ERF_CENTRE = 7.75
 _ERFC_ZERO = 10.2  # erfc(x) is below half of the smallest subnormal from here on (from 10.06)
+_GELU_ZERO = 14.5  # x Phi(x) rounds to -0 below -14.5
 _ERFC_SCALE = 4.0
 _SQRT_HALF = 0.7071067811865476
 
@@ -33,7 +34,8 @@ def erfc(b: Builder, x: Value) -> Value:
 
 def gelu(b: Builder, x: Value) -> Value:
     """x Phi(x) with Phi from erfc, so that the left tail keeps its relative accuracy."""
-    inside = clamp(b, x, -14.5, 14.5)
+    bounded = b.select(x < -_GELU_ZERO, -_GELU_ZERO, x)
+    inside = b.select(bounded > _GELU_ZERO, _GELU_ZERO, bounded)
     a = b.op("abs", inside) * _SQRT_HALF
     tail = erfc_positive(b, a, inside * inside * -0.5) * 0.5
-    return x * b.select(x < 0.0, tail, 1.0 - tail)
+    return bounded * b.select(x < 0.0, tail, 1.0 - tail)
