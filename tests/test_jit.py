@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jit_case import layout_of, run_kernel
 from ree.element import jit
 from ree.element.program import Builder, Port, Program
 from ree.types import DType
+from tests.jit_case import layout_of, run_kernel
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_every_byte_is_under_the_digest(cache: Path) -> None:
     path = next(cache.iterdir())
     data, key = path.read_bytes(), bytes.fromhex(path.stem)
     assert jit.read_cached(key) is not None
-    for place in [*range(0, 56), *range(56, len(data), 97), len(data) - 1]:
+    for place in [*range(56), *range(56, len(data), 97), len(data) - 1]:
         path.write_bytes(data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :])
         assert jit.read_cached(key) is None, place
 
