@@ -196,3 +196,10 @@ def test_decode_equals_prefill(kernels: Kernels) -> None:
         step = Case(1, 2, 1, 1, t + 1, 8, 8, False)
         one = run(kernels, step, q[:, :, t : t + 1], k[:, :, : t + 1], v[:, :, : t + 1], 2, 1)
         same_bits(one[:, 0], full[:, t])
+
+
+def test_sum_over_more_chunk_sums_than_a_chunk_holds() -> None:
+    """The denominator's fold has a third level beyond 256 * 256 keys."""
+    case = Case(1, 1, 1, 1, 256 * 256 + 300, 1, 1, False)
+    q, k, v = operands(case, 6)
+    same_bits(run(cpu.kernels(), case, q, k, v, 1, 1), reference(case, q, k, v))

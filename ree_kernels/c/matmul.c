@@ -144,7 +144,7 @@ static void many_rows(const block_t *s)
 static int64_t wide_panels(const block_t *s, int64_t c)
 {
     const int64_t rows = s->r1 - s->r0;
-    if (!s->g->b_packed || rows > WIDE_ROWS || c % REE_NR || s->c1 - c < wide_tiles[rows].panels * REE_NR)
+    if (!s->g->b_packed || c % REE_NR || s->c1 - c < wide_tiles[rows].panels * REE_NR)
         return 0;
     return wide_tiles[rows].panels;
 }
