@@ -179,10 +179,10 @@ def test_softmax_of_a_scalar_and_of_nothing() -> None:
 
 
 def test_softmax_rows_do_not_depend_on_the_batch() -> None:
-    x = _randn(7, 300)
+    x = _randn(3, 270)
     (whole,) = run(lambda t: t.softmax(1), x)
-    (alone,) = run(lambda t: t.softmax(1), x[4:5].clone())
-    np.testing.assert_array_equal(whole[4:5], alone)
+    (alone,) = run(lambda t: t.softmax(1), x[1:2].clone())
+    np.testing.assert_array_equal(whole[1:2], alone)
 
 
 def test_refusals_name_the_operator() -> None:
