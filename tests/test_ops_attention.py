@@ -27,7 +27,9 @@ class _Attend(nn.Module):
         super().__init__()
         self.options = options
 
-    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         return attend(q, k, v, attn_mask=mask, **self.options)
 
 
@@ -56,7 +58,9 @@ def test_against_torch(lead: tuple[int, ...], causal: bool, extents: tuple[int, 
     inputs = _qkv(*lead, t=extents[0], s=extents[1])
     graph = _graph(*inputs, is_causal=causal)
     assert [n.op for n in graph.nodes if n.op != "reshape"] == ["attention"]
-    np.testing.assert_allclose(_run(*inputs, is_causal=causal), _expect(*inputs, is_causal=causal), rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(
+        _run(*inputs, is_causal=causal), _expect(*inputs, is_causal=causal), rtol=2e-6, atol=2e-6
+    )
 
 
 @pytest.mark.parametrize("mask_shape", [(3, 4), (1, 4), (2, 1, 3, 4), (2, 2, 3, 4)])
@@ -123,10 +127,10 @@ def test_infinite_scores() -> None:
 
 def test_samples_of_torch() -> None:
     found = [
-        (call, tensors) for call, tensors in samples("nn.functional.scaled_dot_product_attention", torch.float32, 400)
+        (call, tensors) for call, tensors in samples("nn.functional.scaled_dot_product_attention", torch.float32, 700)
         if "0.5" not in repr(call.leaves[3:])
     ]  # fmt: skip
-    for call, tensors in found[:4]:
+    for call, tensors in found[:3]:
         check_close(call, *tensors, rtol=1e-5, atol=1e-5)
     assert found
 

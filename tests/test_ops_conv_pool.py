@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.aten_case import check_close, check_exact, run, samples
 
 from ree.errors import ShapeError, UnsupportedError
 from ree.ops.spec import operator
 from ree.types import DType, TensorType
+from tests.aten_case import check_close, check_exact, run, samples
 
 F = torch.nn.functional
 CONV = [f"nn.functional.conv{t}{n}d" for t in ("", "_transpose") for n in (1, 2, 3)]
@@ -30,7 +30,7 @@ def test_close_samples_of_torch(name: str) -> None:
 @pytest.mark.parametrize("name", MAXIMA + NEAREST)
 def test_exact_samples_of_torch(name: str) -> None:
     found = samples(name, torch.float32)
-    for call, tensors in found[:: max(1, len(found) // 5)]:
+    for call, tensors in found[:: max(1, len(found) // 3)]:
         check_exact(call, *tensors)
     assert found
 
@@ -106,7 +106,7 @@ def test_gradients_of_pooling() -> None:
 def test_gradients_of_convolution(groups: int, transposed: bool) -> None:
     torch.manual_seed(3)
     x, w = torch.randn(2, 4, 5, 6), torch.randn(4, 4 // groups, 3, 2)
-    bias = torch.randn(4 if not transposed else 4)
+    bias = torch.randn(4)
     if transposed:
         _gradient(lambda x, w, b: F.conv_transpose2d(x, w, b, 2, 1, 1, groups, 2), x, w, bias)
     else:
@@ -125,4 +125,6 @@ def test_wrong_shapes_are_refused() -> None:
     with pytest.raises(ShapeError):
         operator("conv").infer([x, w], attrs)
     with pytest.raises(UnsupportedError, match="grid_sampler"):
-        run(lambda x, g: F.grid_sample(x, g, align_corners=True), torch.randn(1, 1, 2, 2, 2), torch.randn(1, 1, 1, 1, 3))
+        run(
+            lambda x, g: F.grid_sample(x, g, align_corners=True), torch.randn(1, 1, 2, 2, 2), torch.randn(1, 1, 1, 1, 3)
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.aten_case import check_close, check_exact, run, samples
 from torch import nn
 
 from ree.capture import capture, to_numpy
@@ -13,6 +12,7 @@ from ree.errors import DTypeError, ShapeError
 from ree.ops.spec import operator
 from ree.reference import evaluate
 from ree.types import DType, TensorType
+from tests.aten_case import check_close, check_exact, run, samples
 
 NAMES = """
 matmul mm mv dot vdot inner outer addmm addmv addr addbmm baddbmm nn.functional.linear einsum tensordot
@@ -43,7 +43,8 @@ class _MatMul(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "shapes", [((3,), (3,)), ((3,), (3, 4)), ((2, 3), (3,)), ((3,), (2, 3, 4)), ((5, 2, 3), (3,)), ((2, 1, 2, 3), (4, 3, 2))]
+    "shapes",
+    [((3,), (3,)), ((3,), (3, 4)), ((2, 3), (3,)), ((3,), (2, 3, 4)), ((5, 2, 3), (3,)), ((2, 1, 2, 3), (4, 3, 2))],
 )
 def test_vectors(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     torch.manual_seed(0)

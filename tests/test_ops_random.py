@@ -114,4 +114,5 @@ def test_each_node_draws_from_its_own_stream() -> None:
 def test_impossible_ranges_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="randint"):
         run(lambda x: torch.randint_like(x, 0, 2**40), torch.zeros(3, dtype=torch.int64))
-    assert operator("unit_integer").infer([TensorType((2,), DType.U32)], {"low": 0, "count": 1 << 32}).dtype is DType.I64
+    widest = {"low": 0, "count": 1 << 32}
+    assert operator("unit_integer").infer([TensorType((2,), DType.U32)], widest).dtype is DType.I64

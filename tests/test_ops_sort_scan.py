@@ -12,7 +12,9 @@ from ree.types import DType, TensorType
 from tests.aten_case import check_close, check_exact, run, samples
 
 NAN, INF = float("nan"), float("inf")
-SPECIAL = torch.tensor([[1.0, NAN, -0.0, 0.0, INF, -INF, NAN, 1.0, 0.0, -0.0], [3.0, 3.0, 2.0, 2.0, 1.0, 1.0, 3, 2, 1, 0]])
+SPECIAL = torch.tensor(
+    [[1.0, NAN, -0.0, 0.0, INF, -INF, NAN, 1.0, 0.0, -0.0], [3.0, 3.0, 2.0, 2.0, 1.0, 1.0, 3.0, 2.0, 1.0, 0.0]]
+)
 
 
 @pytest.mark.parametrize("name", ["sort", "argsort", "msort", "cummax", "cummin", "median", "nanmedian"])

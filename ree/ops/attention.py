@@ -36,10 +36,14 @@ def _attention_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return TensorType((*q.shape[:3], v.shape[3]), q.dtype)
 
 
-@operator_def("attention", kind="attention", infer=_attention_type, doc="per row: scores = dot(q, k) * scale, masked; "
-              "m = max (0 if -inf); p = exp(score - m); l = sum(p); out = dot(p, v) / l, and 0 if l is 0")  # fmt: skip
+@operator_def(
+    "attention",
+    kind="attention",
+    infer=_attention_type,
+    doc="per row: scores = dot(q, k) * scale, masked; "
+    "m = max (0 if -inf); p = exp(score - m); l = sum(p); out = dot(p, v) / l, and 0 if l is 0",
+)
 def _attention(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
-    from ree.element import functions
 
     batch, head, row, channel = b.indices()
     kv_head = head / (b.extent(0, 1) / b.extent(1, 1))
@@ -47,9 +51,7 @@ def _attention(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: At
     count = b.min(length, row + 1) if attrs["causal"] else length
 
     def raw(s: Value) -> Value:
-        return b.fold_dot(
-            b.extent(0, 3), lambda d: (b.load(0, batch, head, row, d), b.load(1, batch, kv_head, s, d))
-        )
+        return b.fold_dot(b.extent(0, 3), lambda d: (b.load(0, batch, head, row, d), b.load(1, batch, kv_head, s, d)))
 
     weight = _weights(b, attrs, count, raw, lambda s: b.load(3, batch, head, row, s))
     total = b.fold_sum(count, weight)
@@ -98,8 +100,9 @@ def attention(
     ctx: Lowering, q: T, k: T, v: T, mask: T | None = None, causal: bool = False, scale: float | None = None
 ) -> T:
     """The operator for any number of leading batch axes, which become one."""
-    if isinstance(q.shape[-1], Dim) and scale is None:
-        raise ctx.unsupported("attention over a dynamic head dimension", "make it static or pass scale")
+    depth = q.shape[-1]
+    if isinstance(depth, Dim):
+        raise ctx.unsupported("attention over a dynamic head dimension", "make it static")
     rank = max(q.rank, 3)
     heads = [ctx.reshape(t, (1,) * (rank - t.rank) + t.shape) for t in (q, k, v)]
     lead = ctx.broadcast_shape(*(t.shape[:-3] for t in heads))
@@ -114,7 +117,7 @@ def attention(
         kind = "bool" if mask.dtype is DType.BOOL else "float"
         shape = (*inputs[0].shape[:3], inputs[1].shape[2])
         inputs.append(ctx.reshape(ctx.broadcast(mask, (*lead, *shape[1:])), shape))
-    factor = 1.0 / math.sqrt(q.shape[-1]) if scale is None and q.shape[-1] else 1.0 if scale is None else float(scale)
+    factor = 1.0 / math.sqrt(max(depth, 1)) if scale is None else float(scale)
     result = ctx.emit("attention", inputs, causal=bool(causal), scale=factor, mask=kind)
     return ctx.reshape(result, (*q.shape[:-1], v.shape[-1]) if not lead else (*lead, *result.shape[1:]))
 
@@ -126,44 +129,84 @@ def _no_dropout(ctx: Lowering, dropout: float) -> None:
 
 @lowers("aten.scaled_dot_product_attention.default")
 def _(
-    ctx: Lowering, q: T, k: T, v: T, attn_mask: T | None = None, dropout_p: float = 0.0, is_causal: bool = False, *,
-    scale: float | None = None, enable_gqa: bool = False,
-) -> T:  # fmt: skip
+    ctx: Lowering,
+    q: T,
+    k: T,
+    v: T,
+    attn_mask: T | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> T:
     _no_dropout(ctx, dropout_p)
     return attention(ctx, q, k, v, attn_mask, is_causal, scale)
 
 
 @lowers("aten._scaled_dot_product_flash_attention_for_cpu.default")
 def _(
-    ctx: Lowering, q: T, k: T, v: T, dropout_p: float = 0.0, is_causal: bool = False, *, attn_mask: T | None = None,
+    ctx: Lowering,
+    q: T,
+    k: T,
+    v: T,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    attn_mask: T | None = None,
     scale: float | None = None,
-) -> tuple[T | None, ...]:  # fmt: skip
+) -> tuple[T | None, ...]:
     _no_dropout(ctx, dropout_p)
     return attention(ctx, q, k, v, attn_mask, is_causal, scale), None
 
 
 @lowers("aten._scaled_dot_product_efficient_attention.default")
 def _(
-    ctx: Lowering, q: T, k: T, v: T, bias: T | None, lse: bool, dropout_p: float = 0.0, is_causal: bool = False, *,
+    ctx: Lowering,
+    q: T,
+    k: T,
+    v: T,
+    bias: T | None,
+    lse: bool,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
     scale: float | None = None,
-) -> tuple[T | None, ...]:  # fmt: skip
+) -> tuple[T | None, ...]:
     _no_dropout(ctx, dropout_p)
     return attention(ctx, q, k, v, bias, is_causal, scale), None, None, None
 
 
 @lowers("aten._scaled_dot_product_flash_attention.default")
 def _(
-    ctx: Lowering, q: T, k: T, v: T, dropout_p: float = 0.0, is_causal: bool = False, debug: bool = False, *,
+    ctx: Lowering,
+    q: T,
+    k: T,
+    v: T,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    debug: bool = False,
+    *,
     scale: float | None = None,
-) -> tuple[T | None, ...]:  # fmt: skip
+) -> tuple[T | None, ...]:
     _no_dropout(ctx, dropout_p)
     return attention(ctx, q, k, v, None, is_causal, scale), *([None] * 8)
 
 
-@lowers("aten._scaled_dot_product_attention_math.default", "aten._scaled_dot_product_fused_attention_overrideable.default")
+@lowers(
+    "aten._scaled_dot_product_attention_math.default", "aten._scaled_dot_product_fused_attention_overrideable.default"
+)
 def _(
-    ctx: Lowering, q: T, k: T, v: T, mask: T | None = None, dropout_p: float = 0.0, is_causal: bool = False,
-    *unread: Any, scale: float | None = None, enable_gqa: bool = False,
-) -> tuple[T | None, ...]:  # fmt: skip
+    ctx: Lowering,
+    q: T,
+    k: T,
+    v: T,
+    mask: T | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *unread: Any,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> tuple[T | None, ...]:
     _no_dropout(ctx, dropout_p)
     return attention(ctx, q, k, v, mask, is_causal, scale), *([None] * 8)

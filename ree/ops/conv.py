@@ -67,8 +67,13 @@ def _taps(b: Builder, source: int, first: int, count: int) -> Value:
     return total
 
 
-@operator_def("conv", kind="conv", infer=_conv_type, doc="cross-correlation; k = tap * (C / groups) + input channel of the "
-              "group, taps in C order; taps outside x contribute +0 * w")  # fmt: skip
+@operator_def(
+    "conv",
+    kind="conv",
+    infer=_conv_type,
+    doc="cross-correlation; k = tap * (C / groups) + input channel of the "
+    "group, taps in C order; taps outside x contribute +0 * w",
+)
 def _conv(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     n, o, *position = b.indices()
     spatial = len(position)
@@ -94,8 +99,13 @@ def _transpose_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return TensorType(tuple(shape), x.dtype)
 
 
-@operator_def("conv_transpose", kind="conv", infer=_transpose_type, doc="gradient of conv by its input; k = tap * (C / groups) "
-              "+ input channel of the group; taps that hit no x contribute +0 * w")  # fmt: skip
+@operator_def(
+    "conv_transpose",
+    kind="conv",
+    infer=_transpose_type,
+    doc="gradient of conv by its input; k = tap * (C / groups) "
+    "+ input channel of the group; taps that hit no x contribute +0 * w",
+)
 def _conv_transpose(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     n, o, *position = b.indices()
     spatial = len(position)
@@ -127,9 +137,16 @@ def per_axis(values: Extents | int, count: int) -> tuple[int | Dim, ...]:
 
 
 def convolution(
-    ctx: Lowering, x: T, w: T, bias: T | None, stride: Extents | int, padding: Extents | int, dilation: Extents | int,
-    groups: int, output_padding: Extents | int | None = None,
-) -> T:  # fmt: skip
+    ctx: Lowering,
+    x: T,
+    w: T,
+    bias: T | None,
+    stride: Extents | int,
+    padding: Extents | int,
+    dilation: Extents | int,
+    groups: int,
+    output_padding: Extents | int | None = None,
+) -> T:
     """Convolution (transposed if `output_padding` is given) of a batch or of one sample, and the bias."""
     spatial = w.rank - 2
     single = x.rank == spatial + 1
@@ -146,25 +163,46 @@ def convolution(
 
 @lowers("aten.convolution.default", "aten._convolution.default")
 def _(
-    ctx: Lowering, x: T, w: T, bias: T | None, stride: Extents, padding: Extents, dilation: Extents, transposed: bool,
-    output_padding: Extents, groups: int, *flags: bool,
-) -> T:  # fmt: skip
+    ctx: Lowering,
+    x: T,
+    w: T,
+    bias: T | None,
+    stride: Extents,
+    padding: Extents,
+    dilation: Extents,
+    transposed: bool,
+    output_padding: Extents,
+    groups: int,
+    *flags: bool,
+) -> T:
     return convolution(ctx, x, w, bias, stride, padding, dilation, groups, output_padding if transposed else None)
 
 
 @lowers("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default")
 def _(
-    ctx: Lowering, x: T, w: T, bias: T | None = None, stride: Extents = (1,), padding: Extents = (0,),
-    dilation: Extents = (1,), groups: int = 1,
-) -> T:  # fmt: skip
+    ctx: Lowering,
+    x: T,
+    w: T,
+    bias: T | None = None,
+    stride: Extents = (1,),
+    padding: Extents = (0,),
+    dilation: Extents = (1,),
+    groups: int = 1,
+) -> T:
     return convolution(ctx, x, w, bias, stride, padding, dilation, groups)
 
 
 @lowers("aten.conv1d.padding", "aten.conv2d.padding", "aten.conv3d.padding")
 def _(
-    ctx: Lowering, x: T, w: T, bias: T | None = None, stride: Extents = (1,), padding: str = "valid",
-    dilation: Extents = (1,), groups: int = 1,
-) -> T:  # fmt: skip
+    ctx: Lowering,
+    x: T,
+    w: T,
+    bias: T | None = None,
+    stride: Extents = (1,),
+    padding: str = "valid",
+    dilation: Extents = (1,),
+    groups: int = 1,
+) -> T:
     spatial = w.rank - 2
     if padding == "valid":
         return convolution(ctx, x, w, bias, stride, (0,), dilation, groups)
@@ -177,17 +215,34 @@ def _(
 
 @lowers("aten.conv_transpose1d.default", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input")
 def _(
-    ctx: Lowering, x: T, w: T, bias: T | None = None, stride: Extents = (1,), padding: Extents = (0,),
-    output_padding: Extents = (0,), groups: int = 1, dilation: Extents = (1,),
-) -> T:  # fmt: skip
+    ctx: Lowering,
+    x: T,
+    w: T,
+    bias: T | None = None,
+    stride: Extents = (1,),
+    padding: Extents = (0,),
+    output_padding: Extents = (0,),
+    groups: int = 1,
+    dilation: Extents = (1,),
+) -> T:
     return convolution(ctx, x, w, bias, stride, padding, dilation, groups, output_padding)
 
 
 @lowers("aten.convolution_backward.default")
 def _(
-    ctx: Lowering, grad: T, x: T, w: T, bias_sizes: Any, stride: Extents, padding: Extents, dilation: Extents,
-    transposed: bool, output_padding: Extents, groups: int, wanted: Sequence[bool],
-) -> tuple[T | None, T | None, T | None]:  # fmt: skip
+    ctx: Lowering,
+    grad: T,
+    x: T,
+    w: T,
+    bias_sizes: Any,
+    stride: Extents,
+    padding: Extents,
+    dilation: Extents,
+    transposed: bool,
+    output_padding: Extents,
+    groups: int,
+    wanted: Sequence[bool],
+) -> tuple[T | None, T | None, T | None]:
     """Gradients by x, w and bias: the opposite convolution, a convolution over the batch, a sum."""
     spatial = w.rank - 2
     window = {"stride": stride, "padding": padding, "dilation": dilation}

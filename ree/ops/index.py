@@ -30,7 +30,9 @@ def _gather_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return TensorType(index.shape, x.dtype)
 
 
-@operator_def("gather", kind="any", infer=_gather_type, doc="x[.., index[i, .., j], ..] along `axis`; negative indices wrap")
+@operator_def(
+    "gather", kind="any", infer=_gather_type, doc="x[.., index[i, .., j], ..] along `axis`; negative indices wrap"
+)
 def _gather(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     coordinates = b.indices()
     axis = attrs["axis"]
@@ -49,8 +51,13 @@ def _index_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return TensorType((*rest[:place], *indices[0].shape, *rest[place:]), x.dtype)
 
 
-@operator_def("index", kind="any", infer=_index_type, doc="x at indices i (one per axis of `axes`, equal shapes), whose axes "
-              "stand at `place` among the other axes of x; negative indices wrap")  # fmt: skip
+@operator_def(
+    "index",
+    kind="any",
+    infer=_index_type,
+    doc="x at indices i (one per axis of `axes`, equal shapes), whose axes "
+    "stand at `place` among the other axes of x; negative indices wrap",
+)
 def _index(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     coordinates = b.indices()
     place, rank = attrs["place"], ins[1].rank
@@ -73,8 +80,11 @@ def _ravel_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return ins[0]
 
 
-@operator_def("ravel_index", infer=_ravel_type, doc="position in C order of the coordinates given, within `extents`; "
-              "negative coordinates wrap")  # fmt: skip
+@operator_def(
+    "ravel_index",
+    infer=_ravel_type,
+    doc="position in C order of the coordinates given, within `extents`; negative coordinates wrap",
+)
 def _ravel(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     flat = b.i64(0)
     for source, extent in enumerate(attrs["extents"]):
@@ -92,8 +102,12 @@ def _search_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return TensorType(x.shape, DType.I64)
 
 
-@operator_def("searchsorted", kind="fold", infer=_search_type, doc="how many elements of the sorted row lie below x "
-              "(`right`: or are equal to it); NaN is greatest")  # fmt: skip
+@operator_def(
+    "searchsorted",
+    kind="fold",
+    infer=_search_type,
+    doc="how many elements of the sorted row lie below x (`right`: or are equal to it); NaN is greatest",
+)
 def _search(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     coordinates = b.indices()
     lead = coordinates[:-1] if ins[0].rank > 1 else []
@@ -206,9 +220,15 @@ def _(ctx: Lowering, x: T, boundaries: T, *, out_int32: bool = False, right: boo
 
 @lowers("aten.searchsorted.Tensor", "aten.searchsorted.Scalar")
 def _(
-    ctx: Lowering, row: T, x: T | int | float, *, out_int32: bool = False, right: bool = False, side: str | None = None,
+    ctx: Lowering,
+    row: T,
+    x: T | int | float,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
     sorter: T | None = None,
-) -> T:  # fmt: skip
+) -> T:
     if sorter is not None:
         row = gather(ctx, row, row.rank - 1, sorter)
     return _search_node(ctx, row, x, right or side == "right", out_int32)

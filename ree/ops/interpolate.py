@@ -37,8 +37,13 @@ def _ratio(b: Builder, axis: int, scale: float | None) -> Value:
     return next(sizes) / next(sizes)
 
 
-@operator_def("resize_nearest", kind="view", infer=_resize_type, doc="x at floor(i * ratio) (exact: floor((i + 0.5) * ratio)), "
-              "at most the last place; ratio = 1 / scale or in / out, f32")  # fmt: skip
+@operator_def(
+    "resize_nearest",
+    kind="view",
+    infer=_resize_type,
+    doc="x at floor(i * ratio) (exact: floor((i + 0.5) * ratio)), "
+    "at most the last place; ratio = 1 / scale or in / out, f32",
+)
 def _nearest(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     n, c, *position = b.indices()
     place = []
@@ -104,15 +109,24 @@ def _weighted(b: Builder, lead: Sequence[Value], taps: Sequence[Taps]) -> Value:
     return total
 
 
-@operator_def("resize_linear", kind="any", infer=_smooth_type, doc="linear interpolation along every spatial axis; the last "
-              "axis is summed first: w0 * x0 + w1 * x1")  # fmt: skip
+@operator_def(
+    "resize_linear",
+    kind="any",
+    infer=_smooth_type,
+    doc="linear interpolation along every spatial axis; the last axis is summed first: w0 * x0 + w1 * x1",
+)
 def _linear(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     taps = [_linear_taps(b, axis, attrs) for axis in range(out.rank - 2)]
     return _weighted(b, b.indices()[:2], taps)
 
 
-@operator_def("resize_cubic", kind="any", infer=_smooth_type, doc="cubic convolution (a = -0.75) along every spatial axis, edge "
-              "places repeated; the last axis is summed first, taps ascending")  # fmt: skip
+@operator_def(
+    "resize_cubic",
+    kind="any",
+    infer=_smooth_type,
+    doc="cubic convolution (a = -0.75) along every spatial axis, edge "
+    "places repeated; the last axis is summed first, taps ascending",
+)
 def _cubic(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     taps = [_cubic_taps(b, axis, attrs) for axis in range(out.rank - 2)]
     return _weighted(b, b.indices()[:2], taps)
@@ -178,8 +192,13 @@ def _sample_cubic(b: Builder, n: Value, c: Value, row: Value, col: Value, attrs:
     return total
 
 
-@operator_def("grid_sample", kind="any", infer=_sample_type, doc="x at the places that grid gives in [-1, 1] as (column, row); "
-              "mode nearest, bilinear (nw, ne, sw, se added in order) or bicubic; padding zeros, border or reflection")  # fmt: skip
+@operator_def(
+    "grid_sample",
+    kind="any",
+    infer=_sample_type,
+    doc="x at the places that grid gives in [-1, 1] as (column, row); "
+    "mode nearest, bilinear (nw, ne, sw, se added in order) or bicubic; padding zeros, border or reflection",
+)
 def _grid_sample(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     n, c, i, j = b.indices()
     col = _grid_place(b, b.load(1, n, i, j, b.i64(0)), 3, attrs)
@@ -215,7 +234,9 @@ def _nearest_rules(spatial: int) -> None:
     for prefix, exact in (("upsample_nearest", False), ("_upsample_nearest_exact", True)):
 
         @lowers(f"aten.{prefix}{spatial}d.default")
-        def _(ctx: Lowering, x: T, size: Sequence[int | Dim], *scales: float | None, exact: bool = exact, **named: float) -> T:
+        def _(
+            ctx: Lowering, x: T, size: Sequence[int | Dim], *scales: float | None, exact: bool = exact, **named: float
+        ) -> T:
             return _resize(ctx, "resize_nearest", x, scales or _named_scales(named), exact=exact)
 
         @lowers(f"aten.{prefix}{spatial}d.vec")

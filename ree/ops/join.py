@@ -51,8 +51,12 @@ def _pad_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return TensorType(shape, ins[0].dtype)
 
 
-@operator_def("pad", kind="any", infer=_pad_type, doc="`before` and `after` elements of `value` around each axis "
-              "(negative: cut off)")  # fmt: skip
+@operator_def(
+    "pad",
+    kind="any",
+    infer=_pad_type,
+    doc="`before` and `after` elements of `value` around each axis (negative: cut off)",
+)
 def _pad(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     inside = b.const(True, Type.BOOL)
     place = []
@@ -102,8 +106,12 @@ def _slice_scatter_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return x
 
 
-@operator_def("slice_scatter", kind="any", infer=_slice_scatter_type, doc="x with elements start, start + step, ... "
-              "(`length` of them) of an axis replaced by src")  # fmt: skip
+@operator_def(
+    "slice_scatter",
+    kind="any",
+    infer=_slice_scatter_type,
+    doc="x with elements start, start + step, ... (`length` of them) of an axis replaced by src",
+)
 def _slice_scatter(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     axis, step = attrs["axis"], int(attrs["step"])
     coordinates = b.indices()
@@ -186,9 +194,14 @@ def _(ctx: Lowering, x: T, pads: Sequence[int | Dim]) -> T:
 
 @lowers("aten.slice_scatter.default")
 def _(
-    ctx: Lowering, x: T, src: T, axis: int = 0, start: int | Dim | None = None, end: int | Dim | None = None,
+    ctx: Lowering,
+    x: T,
+    src: T,
+    axis: int = 0,
+    start: int | Dim | None = None,
+    end: int | Dim | None = None,
     step: int = 1,
-) -> T:  # fmt: skip
+) -> T:
     axis = ctx.axis(axis, x.rank)
     first, length = clamp_slice(x.shape[axis], start, end, step)
     src = ctx.broadcast(ctx.cast(src, x.dtype), (*x.shape[:axis], length, *x.shape[axis + 1 :]))

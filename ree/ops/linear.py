@@ -40,7 +40,9 @@ def _matmul_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return TensorType((*left.shape[:-1], right.shape[-1]), left.dtype)
 
 
-@operator_def("matmul", kind="matmul", infer=_matmul_type, doc="out[.., m, n] = dot over k of a[.., m, k] and b[.., k, n]")
+@operator_def(
+    "matmul", kind="matmul", infer=_matmul_type, doc="out[.., m, n] = dot over k of a[.., m, k] and b[.., k, n]"
+)
 def _matmul(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     *batch, m, n = b.indices()
 
@@ -147,13 +149,18 @@ def _(ctx: Lowering, left: T, right: T) -> T:
     return ctx.emit("matmul", [ctx.cast(left, DType.I32), ctx.cast(right, DType.I32)])
 
 
-
-
 @lowers("aten._trilinear.default")
 def _(
-    ctx: Lowering, a: T, b: T, c: T, expand_a: Sequence[int], expand_b: Sequence[int], expand_c: Sequence[int],
-    axes: Sequence[int], unroll: int = 1,
-) -> T:  # fmt: skip
+    ctx: Lowering,
+    a: T,
+    b: T,
+    c: T,
+    expand_a: Sequence[int],
+    expand_b: Sequence[int],
+    expand_c: Sequence[int],
+    axes: Sequence[int],
+    unroll: int = 1,
+) -> T:
     """Sum over `axes` of a * b * c, each with the axes of `expand` inserted."""
     product_of: T | None = None
     for factor, expand in ((a, expand_a), (b, expand_b), (c, expand_c)):

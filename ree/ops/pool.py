@@ -32,7 +32,7 @@ def _windows(x: TensorType, attrs: Attrs) -> TensorType:
         if attrs["ceil_mode"]:
             fits = dims.floordiv(extent + padding - 1, stride) + 1
             count = dims.minimum(count, fits)
-        if isinstance(count, int) and count < 1 or not 2 * padding <= kernel:
+        if (isinstance(count, int) and count < 1) or 2 * padding > kernel:
             raise ShapeError(f"pooling by {attrs['kernel']} of {x}")
         shape.append(count)
     return TensorType(tuple(shape), x.dtype)
@@ -98,8 +98,12 @@ def _first_maximum(b: Builder, count: Value, candidate: object) -> Value:
     return b.chain(count, [b.const(0, type), b.i64(-1)], step)[1]
 
 
-@operator_def("max_pool_index", kind="any", infer=_pool_index_type, doc="where max_pool found its value: position in C order "
-              "of x's spatial axes; the first among equals, the last NaN")  # fmt: skip
+@operator_def(
+    "max_pool_index",
+    kind="any",
+    infer=_pool_index_type,
+    doc="where max_pool found its value: position in C order of x's spatial axes; the first among equals, the last NaN",
+)
 def _max_pool_index(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     n, c = b.indices()[:2]
 
@@ -111,8 +115,13 @@ def _max_pool_index(b: Builder, ins: Sequence[TensorType], out: TensorType, attr
     return _first_maximum(b, b.i64(math.prod(attrs["kernel"])), candidate)
 
 
-@operator_def("avg_pool", kind="any", infer=_pool_type, doc="sum over each window (+0 outside x) / `divisor`, or / the number "
-              "of places of the window inside x (count_include_pad: inside x and its padding) if that is 0")  # fmt: skip
+@operator_def(
+    "avg_pool",
+    kind="any",
+    infer=_pool_type,
+    doc="sum over each window (+0 outside x) / `divisor`, or / the number "
+    "of places of the window inside x (count_include_pad: inside x and its padding) if that is 0",
+)
 def _avg_pool(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     n, c, *position = b.indices()
     type = out.dtype.element
@@ -175,8 +184,12 @@ def _count(b: Builder, lengths: Sequence[Value]) -> Value:
     return count
 
 
-@operator_def("adaptive_avg_pool", kind="any", infer=_adaptive_mean_type, doc="sum / count over the window floor(i * in / out) "
-              ".. ceil((i + 1) * in / out) of each spatial axis")  # fmt: skip
+@operator_def(
+    "adaptive_avg_pool",
+    kind="any",
+    infer=_adaptive_mean_type,
+    doc="sum / count over the window floor(i * in / out) .. ceil((i + 1) * in / out) of each spatial axis",
+)
 def _adaptive_avg(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     n, c = b.indices()[:2]
     starts, lengths = _adaptive_window(b, attrs["size"])
@@ -185,17 +198,21 @@ def _adaptive_avg(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs:
     return total / b.convert(count, out.dtype.element)
 
 
-@operator_def("adaptive_max_pool", kind="any", infer=_adaptive_type, doc="maximum over the windows of adaptive_avg_pool")
+@operator_def(
+    "adaptive_max_pool", kind="any", infer=_adaptive_type, doc="maximum over the windows of adaptive_avg_pool"
+)
 def _adaptive_max(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     n, c = b.indices()[:2]
     starts, lengths = _adaptive_window(b, attrs["size"])
-    return b.fold_max(
-        _count(b, lengths), lambda tap: b.load(0, n, c, *_adaptive_place(b, starts, lengths, tap))
-    )
+    return b.fold_max(_count(b, lengths), lambda tap: b.load(0, n, c, *_adaptive_place(b, starts, lengths, tap)))
 
 
-@operator_def("adaptive_max_pool_index", kind="any", infer=_adaptive_index_type, doc="where adaptive_max_pool found its value, "
-              "as in max_pool_index")  # fmt: skip
+@operator_def(
+    "adaptive_max_pool_index",
+    kind="any",
+    infer=_adaptive_index_type,
+    doc="where adaptive_max_pool found its value, as in max_pool_index",
+)
 def _adaptive_max_index(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     n, c = b.indices()[:2]
     starts, lengths = _adaptive_window(b, attrs["size"])
@@ -217,8 +234,12 @@ def _avg_grad_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return x
 
 
-@operator_def("adaptive_avg_pool_grad", kind="any", infer=_avg_grad_type, doc="sum over the windows that hold the element of "
-              "grad / count, windows in C order")  # fmt: skip
+@operator_def(
+    "adaptive_avg_pool_grad",
+    kind="any",
+    infer=_avg_grad_type,
+    doc="sum over the windows that hold the element of grad / count, windows in C order",
+)
 def _adaptive_avg_grad(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     n, c, *position = b.indices()
     spatial = len(position)
@@ -237,8 +258,12 @@ def _adaptive_avg_grad(b: Builder, ins: Sequence[TensorType], out: TensorType, a
     return b.fold_sum(_count(b, sizes), share)
 
 
-@operator_def("avg_pool_grad", kind="any", infer=_avg_grad_type, doc="sum over the windows that hold the element of grad / "
-              "divisor (as avg_pool has it), by tap in C order")  # fmt: skip
+@operator_def(
+    "avg_pool_grad",
+    kind="any",
+    infer=_avg_grad_type,
+    doc="sum over the windows that hold the element of grad / divisor (as avg_pool has it), by tap in C order",
+)
 def _avg_grad(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     n, c, *position = b.indices()
 
@@ -279,9 +304,9 @@ def _unbatched(ctx: Lowering, x: T, lead: tuple[int | Dim, ...]) -> T:
 
 def _window_attrs(spatial: int, kernel: Extents, stride: Extents, padding: Extents, ceil: bool) -> dict[str, object]:
     """The attributes of a window; torch's empty stride is the kernel."""
-    kernel = per_axis(kernel, spatial)
-    stride = per_axis(stride, spatial) if stride != () else kernel
-    return {"kernel": kernel, "stride": stride, "padding": per_axis(padding, spatial), "ceil_mode": bool(ceil)}
+    size = per_axis(kernel, spatial)
+    step = per_axis(stride, spatial) if stride != () else size
+    return {"kernel": size, "stride": step, "padding": per_axis(padding, spatial), "ceil_mode": bool(ceil)}
 
 
 def _max_pool_rule(spatial: int, outputs: int) -> None:
@@ -324,8 +349,8 @@ def _adaptive_rules(spatial: int) -> None:
     @lowers(f"aten.adaptive_max_pool{spatial}d.default")
     def _(ctx: Lowering, x: T, size: Extents) -> tuple[T, T]:
         batch, lead = _batched(ctx, x, spatial)
-        size = per_axis(size, spatial)
-        values, index = (ctx.emit(op, [batch], size=size) for op in ("adaptive_max_pool", "adaptive_max_pool_index"))
+        parts = per_axis(size, spatial)
+        values, index = (ctx.emit(op, [batch], size=parts) for op in ("adaptive_max_pool", "adaptive_max_pool_index"))
         return _unbatched(ctx, values, lead), _unbatched(ctx, index, lead)
 
 
@@ -338,9 +363,16 @@ for _spatial in (1, 2, 3):
 
 @lowers("aten.max_pool2d_with_indices_backward.default", "aten.max_pool3d_with_indices_backward.default")
 def _(
-    ctx: Lowering, grad: T, x: T, kernel: Extents, stride: Extents, padding: Extents, dilation: Extents, ceil_mode: bool,
+    ctx: Lowering,
+    grad: T,
+    x: T,
+    kernel: Extents,
+    stride: Extents,
+    padding: Extents,
+    dilation: Extents,
+    ceil_mode: bool,
     index: T,
-) -> T:  # fmt: skip
+) -> T:
     """Each window's gradient goes to the place of its maximum."""
     spatial = len(kernel) if not isinstance(kernel, int) and len(kernel) > 1 else grad.rank - 2
     lead = x.shape[: x.rank - spatial]
@@ -352,9 +384,16 @@ def _(
 
 @lowers("aten.avg_pool2d_backward.default", "aten.avg_pool3d_backward.default")
 def _(
-    ctx: Lowering, grad: T, x: T, kernel: Extents, stride: Extents, padding: Extents, ceil_mode: bool,
-    count_include_pad: bool, divisor_override: int | None,
-) -> T:  # fmt: skip
+    ctx: Lowering,
+    grad: T,
+    x: T,
+    kernel: Extents,
+    stride: Extents,
+    padding: Extents,
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None,
+) -> T:
     spatial = 2 if "2d" in ctx.target else 3
     attrs = _window_attrs(spatial, kernel, stride, padding, ceil_mode)
     attrs |= {"count_include_pad": bool(count_include_pad), "divisor": divisor_override or 0}

@@ -56,8 +56,12 @@ def _philox_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return TensorType(tuple(attrs["shape"]), DType.U32)
 
 
-@operator_def("philox", kind="any", infer=_philox_type, doc="word `word` of Philox4x32-10; counter (index low, index high, "
-              "stream, 0), key (seed low, seed high)")  # fmt: skip
+@operator_def(
+    "philox",
+    kind="any",
+    infer=_philox_type,
+    doc="word `word` of Philox4x32-10; counter (index low, index high, stream, 0), key (seed low, seed high)",
+)
 def _philox(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     index = b.convert(flat_index(b, OUT, b.indices()), Type.U64)
     counter = [_low(b, index), _low(b, index >> 32), b.const(attrs["stream"], Type.U32), b.const(0, Type.U32)]
@@ -71,22 +75,32 @@ def _words_type(ins: Sequence[TensorType], dtype: DType) -> TensorType:
     return ins[0].with_dtype(dtype)
 
 
-@operator_def("unit_float", infer=lambda ins, attrs: _words_type(ins, DType(attrs["dtype"])), doc="uniform in [0, 1): the top "
-              "24 bits of a word / 2**24 (f16: 11 bits, bf16: 8), exact in the dtype")  # fmt: skip
+@operator_def(
+    "unit_float",
+    infer=lambda ins, attrs: _words_type(ins, DType(attrs["dtype"])),
+    doc="uniform in [0, 1): the top 24 bits of a word / 2**24 (f16: 11 bits, bf16: 8), exact in the dtype",
+)
 def _unit_float(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     bits = _UNIT_BITS[out.dtype]
     return b.convert(b.load(0, *b.indices()) >> (32 - bits), Type.F32) * 2.0**-bits
 
 
-@operator_def("unit_double", infer=lambda ins, attrs: _words_type(ins, DType.F64), doc="uniform in [0, 1): the top 27 bits of "
-              "the first word and 26 of the second / 2**53")  # fmt: skip
+@operator_def(
+    "unit_double",
+    infer=lambda ins, attrs: _words_type(ins, DType.F64),
+    doc="uniform in [0, 1): the top 27 bits of the first word and 26 of the second / 2**53",
+)
 def _unit_double(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     high, low = (b.convert(b.load(source, *b.indices()), Type.U64) for source in (0, 1))
     return b.convert(((high >> 5) << 26) + (low >> 6), Type.F64) * 2.0**-53
 
 
-@operator_def("unit_normal", infer=lambda ins, attrs: _words_type(ins, DType.F32), doc="Box-Muller: u = (top 24 bits of word 0, "
-              "+ 1) / 2**24, v = top 24 bits of word 1 / 2**24; sqrt(-2 * log(u)) * cos(v * 2 pi), each step in f32")  # fmt: skip
+@operator_def(
+    "unit_normal",
+    infer=lambda ins, attrs: _words_type(ins, DType.F32),
+    doc="Box-Muller: u = (top 24 bits of word 0, "
+    "+ 1) / 2**24, v = top 24 bits of word 1 / 2**24; sqrt(-2 * log(u)) * cos(v * 2 pi), each step in f32",
+)
 def _unit_normal(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     from ree.element import functions
 
@@ -103,7 +117,9 @@ def _integer_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return _words_type(ins, DType.I64)
 
 
-@operator_def("unit_integer", infer=_integer_type, doc="low + (word * count) div 2**32: uniform over `count` integers from `low`")
+@operator_def(
+    "unit_integer", infer=_integer_type, doc="low + (word * count) div 2**32: uniform over `count` integers from `low`"
+)
 def _unit_integer(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     scaled = b.convert(b.load(0, *b.indices()), Type.U64) * int(attrs["count"]) >> 32
     return b.convert(scaled, Type.I64) + int(attrs["low"])

@@ -28,14 +28,18 @@ def _index_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return TensorType(ins[0].shape, DType.I64)
 
 
-@operator_def("cumsum", kind="scan", infer=_scan_type, doc="running sum along the last axis, from +0, in the element type")
+@operator_def(
+    "cumsum", kind="scan", infer=_scan_type, doc="running sum along the last axis, from +0, in the element type"
+)
 def _cumsum(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     *row, last = b.indices()
     start = b.const(0, out.dtype.element)
     return b.chain(last + 1, [start], lambda k, total: [total + b.load(0, *row, k)])[0]
 
 
-@operator_def("cumprod", kind="scan", infer=_scan_type, doc="running product along the last axis, from 1, in the element type")
+@operator_def(
+    "cumprod", kind="scan", infer=_scan_type, doc="running product along the last axis, from 1, in the element type"
+)
 def _cumprod(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     *row, last = b.indices()
     start = b.const(1, out.dtype.element)
@@ -56,15 +60,23 @@ def _running_index(b: Builder, better: Callable[[Value, Value], Value]) -> Value
     return b.chain(last + 1, [b.load(0, *row, b.i64(0)), b.i64(0)], step)[1]
 
 
-@operator_def("cummax_index", kind="scan", infer=_index_type, doc="index of the running maximum: the last among equals; "
-              "the latest NaN once there is one")  # fmt: skip
+@operator_def(
+    "cummax_index",
+    kind="scan",
+    infer=_index_type,
+    doc="index of the running maximum: the last among equals; the latest NaN once there is one",
+)
 def _cummax(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     is_bool = ins[0].dtype is DType.BOOL
     return _running_index(b, lambda x, best: x | ~best if is_bool else x >= best)
 
 
-@operator_def("cummin_index", kind="scan", infer=_index_type, doc="index of the running minimum: the last among equals; "
-              "the latest NaN once there is one")  # fmt: skip
+@operator_def(
+    "cummin_index",
+    kind="scan",
+    infer=_index_type,
+    doc="index of the running minimum: the last among equals; the latest NaN once there is one",
+)
 def _cummin(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     is_bool = ins[0].dtype is DType.BOOL
     return _running_index(b, lambda x, best: ~x | best if is_bool else x <= best)
@@ -76,8 +88,12 @@ def _float_scan_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return _scan_type(ins, attrs)
 
 
-@operator_def("logcumsumexp", kind="any", infer=_float_scan_type, doc="m + log(sum of exp(x - m)) over the elements so far, "
-              "m their maximum; m itself where m is infinite")  # fmt: skip
+@operator_def(
+    "logcumsumexp",
+    kind="any",
+    infer=_float_scan_type,
+    doc="m + log(sum of exp(x - m)) over the elements so far, m their maximum; m itself where m is infinite",
+)
 def _logcumsumexp(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     from ree.element import functions
 

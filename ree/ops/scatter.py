@@ -50,8 +50,13 @@ def _scatter_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return x
 
 
-@operator_def("scatter", kind="scatter", infer=_scatter_type, doc="x, then for j ascending: x[.., index[.., j, ..], ..] "
-              "reduce= src[.., j, ..] along `axis`; negative indices wrap")  # fmt: skip
+@operator_def(
+    "scatter",
+    kind="scatter",
+    infer=_scatter_type,
+    doc="x, then for j ascending: x[.., index[.., j, ..], ..] "
+    "reduce= src[.., j, ..] along `axis`; negative indices wrap",
+)
 def _scatter(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     axis = attrs["axis"]
     coordinates = b.indices()
@@ -81,8 +86,12 @@ def _rows_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return x
 
 
-@operator_def("scatter_rows", kind="scatter", infer=_rows_type, doc="x, then for i ascending: x[index[i], :] reduce= "
-              "src[i, :]; negative indices wrap")  # fmt: skip
+@operator_def(
+    "scatter_rows",
+    kind="scatter",
+    infer=_rows_type,
+    doc="x, then for i ascending: x[index[i], :] reduce= src[i, :]; negative indices wrap",
+)
 def _scatter_rows(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     row, col = b.indices()
 
@@ -232,9 +241,11 @@ def _(ctx: Lowering, x: T, axis: int, index: T, value: T | int | float | bool) -
 
 
 @lowers(
-    "aten.index_put.default", "aten._unsafe_index_put.default", "aten.index_put.hacked_twin",
+    "aten.index_put.default",
+    "aten._unsafe_index_put.default",
+    "aten.index_put.hacked_twin",
     "aten._unsafe_index_put.hacked_twin",
-)  # fmt: skip
+)
 def _(ctx: Lowering, x: T, indices: Sequence[T | None], values: T, accumulate: bool = False) -> T:
     """The indexed axes become one axis of rows; values broadcast to index shape + other axes."""
     masks = [index for index in indices if index is not None and index.dtype is DType.BOOL]

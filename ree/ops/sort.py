@@ -63,13 +63,19 @@ def _at_rank(b: Builder, descending: bool) -> Value:
     return b.fold_isum(extent, lambda i: b.select(rank(i).eq(position), i, b.i64(0)))
 
 
-@operator_def("argsort", kind="sort", infer=_argsort_type, doc="indices that sort the last axis, stable; NaN is greatest, "
-              "-0 equals +0")  # fmt: skip
+@operator_def(
+    "argsort",
+    kind="sort",
+    infer=_argsort_type,
+    doc="indices that sort the last axis, stable; NaN is greatest, -0 equals +0",
+)
 def _argsort(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     return _at_rank(b, attrs["descending"])
 
 
-@operator_def("argtopk", kind="sort", infer=_argtopk_type, doc="the first k indices of argsort (descending if `largest`)")
+@operator_def(
+    "argtopk", kind="sort", infer=_argtopk_type, doc="the first k indices of argsort (descending if `largest`)"
+)
 def _argtopk(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     return _at_rank(b, attrs["largest"])
 
@@ -104,9 +110,7 @@ def _(ctx: Lowering, x: T, axis: int = -1, descending: bool = False) -> tuple[T,
 
 
 @lowers("aten.sort.stable")
-def _(
-    ctx: Lowering, x: T, *, stable: bool | None = None, dim: int = -1, descending: bool = False
-) -> tuple[T, T]:
+def _(ctx: Lowering, x: T, *, stable: bool | None = None, dim: int = -1, descending: bool = False) -> tuple[T, T]:
     return sort(ctx, x, dim, descending)
 
 
@@ -126,9 +130,7 @@ def _(ctx: Lowering, x: T) -> T:
 
 
 @lowers("aten.topk.default")
-def _(
-    ctx: Lowering, x: T, k: int | Dim, dim: int = -1, largest: bool = True, sorted: bool = True
-) -> tuple[T, T]:
+def _(ctx: Lowering, x: T, k: int | Dim, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[T, T]:
     if x.rank == 0:
         return x, ctx.full((), 0, DType.I64)
     axis = ctx.axis(dim, x.rank)
@@ -162,6 +164,8 @@ def _median_position(ctx: Lowering, x: T, axis: int, ignore_nan: bool) -> T | in
     extent = x.shape[axis] if x.rank else 1
     if not x.dtype.is_float or not x.rank:
         return (extent - 1) // 2
+    if not isinstance(extent, int):
+        raise ctx.unsupported("the median of a dynamic axis", "make this dimension static")
     nans = ctx.cast(ctx.emit("ne", [x, x]), DType.I64)
     moved = _to_last(ctx, nans, axis)
     running = ctx.emit("cumsum", [moved])
@@ -169,8 +173,7 @@ def _median_position(ctx: Lowering, x: T, axis: int, ignore_nan: bool) -> T | in
     count = _to_last(ctx, last, axis)
     if ignore_nan:
         rest = ctx.pointwise("sub", extent - 1, count, dtype=DType.I64)
-        half = ctx.pointwise("div", rest, 2, dtype=DType.I64)  # -1 / 2 is 0: a row of NaNs gives NaN
-        return half
+        return ctx.pointwise("div", rest, 2, dtype=DType.I64)  # -1 / 2 is 0: a row of NaNs gives NaN
     clean = ctx.pointwise("eq", count, 0, dtype=DType.I64)
     middle, first_nan = ctx.full(count.shape, (extent - 1) // 2, DType.I64), ctx.pointwise("sub", extent, count)
     return ctx.emit("where", [clean, middle, first_nan])

@@ -96,7 +96,9 @@ def _slice_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return TensorType(tuple(shape), ins[0].dtype)
 
 
-@operator_def("slice", kind="view", infer=_slice_type, doc="elements start, start + step, ... (`length` of them) of an axis")
+@operator_def(
+    "slice", kind="view", infer=_slice_type, doc="elements start, start + step, ... (`length` of them) of an axis"
+)
 def _slice(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     coordinates = b.indices()
     axis = attrs["axis"]
@@ -104,7 +106,9 @@ def _slice(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs)
     return b.load(0, *coordinates)
 
 
-def clamp_slice(extent: int | Dim, start: int | Dim | None, end: int | Dim | None, step: int) -> tuple[int | Dim, int | Dim]:
+def clamp_slice(
+    extent: int | Dim, start: int | Dim | None, end: int | Dim | None, step: int
+) -> tuple[int | Dim, int | Dim]:
     """Python's slice rule for a positive step: (start, length)."""
 
     def clamp(value: int | Dim) -> int | Dim:
@@ -129,7 +133,9 @@ def _flip(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) 
     return b.load(0, *coordinates)
 
 
-@operator_def("roll", kind="view", infer=same_type, doc="axis axes[i] rotated by shifts[i] places, toward larger indices")
+@operator_def(
+    "roll", kind="view", infer=same_type, doc="axis axes[i] rotated by shifts[i] places, toward larger indices"
+)
 def _roll(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     coordinates = b.indices()
     for axis, shift in zip(attrs["axes"], attrs["shifts"], strict=True):
@@ -151,7 +157,9 @@ def _strided_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return TensorType(tuple(shape), ins[0].dtype)
 
 
-@operator_def("as_strided", kind="view", infer=_strided_type, doc="a window on a 1-d input: offset + sum(index * stride)")
+@operator_def(
+    "as_strided", kind="view", infer=_strided_type, doc="a window on a 1-d input: offset + sum(index * stride)"
+)
 def _as_strided(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     position = b.i64(int(attrs["offset"]))
     for axis, stride in enumerate(attrs["strides"]):
@@ -169,7 +177,9 @@ def _unfold_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return TensorType((*shape, size), ins[0].dtype)
 
 
-@operator_def("unfold", kind="view", infer=_unfold_type, doc="windows of `size` every `step` along an axis; a new last axis")
+@operator_def(
+    "unfold", kind="view", infer=_unfold_type, doc="windows of `size` every `step` along an axis; a new last axis"
+)
 def _unfold(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     *coordinates, within = b.indices()
     axis = attrs["axis"]
@@ -187,7 +197,9 @@ def _diagonal_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return TensorType((*rest, length), ins[0].dtype)
 
 
-@operator_def("diagonal", kind="view", infer=_diagonal_type, doc="elements [i - min(offset,0), i + max(offset,0)] of two axes")
+@operator_def(
+    "diagonal", kind="view", infer=_diagonal_type, doc="elements [i - min(offset,0), i + max(offset,0)] of two axes"
+)
 def _diagonal(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     *rest, along = b.indices()
     coordinates = []
