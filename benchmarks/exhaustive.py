@@ -2,8 +2,8 @@
 
 For each input the kernel that users run gives the rounded result, and a screen says whether
 the binary64 value before rounding lies within 2**-48 (relative) of where the rounding
-changes, or whether NaN came out at the wrong place. Only those inputs go to MPFR. The screen
-is sound while the binary64 value is better than 2**-48; that is checked against MPFR on
+changes (a wider margin for gelu_tanh), or whether NaN came out at the wrong place. Only those
+inputs go to MPFR. The screen is sound while the binary64 value is better than that; it is checked against MPFR on
 samples of every binade, and against torch's binary64 functions on every 257th input.
 
 Writes docs/functions.json and docs/FUNCTIONS.md.
@@ -36,6 +36,7 @@ from ree.element.program import Builder, Program  # noqa: E402
 from ree.types import DType, Type  # noqa: E402
 
 SCREEN = 2.0**-48
+WIDER_SCREEN = {"gelu_tanh": 2.0**-43}  # its left tail is e**(2 u) with u far from 0
 BLOCK = 1 << 22
 STRIDE = 257
 # x Phi(x) and its like are x/2 + O(x**2): on odd subnormals a tie, which no binary64 value breaks
@@ -48,13 +49,18 @@ class _Args(ctypes.Structure):
     _fields_ = [("pointers", ctypes.c_void_p), ("params", ctypes.c_void_p), ("status", ctypes.c_void_p)]
 
 
+def screen_width(name: str) -> float:
+    return WIDER_SCREEN.get(name, SCREEN)
+
+
 def screen_program(name: str) -> Program:
     """Results for the inputs with bits param(0) + i: float32 result, binary64 value, "near a change"."""
     b = Builder([], 1)
     x = b.bitcast(b.convert(b.index(0) * b.param(1) + b.param(0), Type.U32), Type.F32)
     y = UNIVARIATE[name](b, b.convert(x, Type.F64))
     result = b.convert(y, Type.F32)
-    above, below = (b.convert(y * (1.0 + sign * SCREEN), Type.F32) for sign in (1, -1))
+    width = screen_width(name)
+    above, below = (b.convert(y * (1.0 + sign * width), Type.F32) for sign in (1, -1))
     low, high = truth.domain(name)
     defined = (x >= b.f32(low)) & (x <= b.f32(high))
     near = (y.eq(y) & above.ne(below)) | (y.eq(y) ^ defined)
@@ -123,9 +129,9 @@ def references() -> dict[str, Callable[[Any], Any]]:
 
     special = torch.special
     root = 0.5**0.5
-    plain = "exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh erf erfc rsqrt sigmoid"
+    composed = ("gelu", "gelu_tanh", "silu", "mish", "log_sigmoid")
     return {
-        **{name: getattr(torch, name) for name in plain.split()},
+        **{name: getattr(torch, name) for name in UNIVARIATE if name not in composed},
         "gelu": lambda x: x * special.erfc(-x * root) / 2,
         "gelu_tanh": lambda x: x / (1 + torch.exp(-2 * (2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3))),
         "silu": lambda x: x / (1 + torch.exp(-x)),
@@ -175,14 +181,14 @@ def check(name: str) -> dict[str, Any]:
         "candidates": int(checked.sum()),
         "ties_left_to_even": int((~checked).sum()),
         "error_before_rounding_log2": round(float(np.log2(error)), 2) if error else None,
-        "screen_is_sound": bool(error < SCREEN / 2),
+        "screen_is_sound": bool(error < screen_width(name) / 2),
         "coarse_disagreements": coarse_disagreements(name, screen),
-        "operations": len(screen_program_without_screen(name).body),
+        "operations": len(definition(name).body),
         "seconds": round(screened_s, 1),
     }
 
 
-def screen_program_without_screen(name: str) -> Program:
+def definition(name: str) -> Program:
     b = Builder([], 1)
     x = b.bitcast(b.convert(b.index(0), Type.U32), Type.F32)
     return b.finish([b.convert(UNIVARIATE[name](b, b.convert(x, Type.F64)), Type.F32)], [DType.F32])
@@ -222,10 +228,11 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "docs")
     options = parser.parse_args()
     path = options.output / "functions.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
     failed = 0
     for name in options.names:
-        known[name] = check(name)
+        row = check(name)
+        known = json.loads(path.read_text()) if path.exists() else {}
+        known[name] = row
         failed += not known[name]["screen_is_sound"] or known[name]["coarse_disagreements"] > 0
         print(name, json.dumps(known[name]), flush=True)
         ordered = {n: known[n] for n in UNIVARIATE if n in known}

@@ -17,7 +17,7 @@ from ree.element.program import Builder, Port, Value
 from ree.types import DType
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
-import truth  # noqa: E402
+import truth
 
 SPECIAL = [0.0, 1.0, 0.5, 2.0, 10.0, 100.0, 1e-45, 1.1e-38, 1e-30, 1e-8, 88.7, 89.0, 104.5, 3.4028235e38, np.inf]
 # inputs whose results lie nearly half way between two float32 numbers, from the exhaustive run

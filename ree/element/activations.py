@@ -19,18 +19,18 @@ def silu(b: Builder, x: Value) -> Value:
 
 
 def gelu_tanh(b: Builder, x: Value) -> Value:
-    """x (1 + tanh(u)) / 2 = x / (1 + e**(-2 u)), u = sqrt(2/pi) (x + 0.044715 x**3)."""
+    """x (1 + tanh(u)) / 2 = x e**(2 u) / (1 + e**(2 u)), u = sqrt(2/pi) (x + 0.044715 x**3)."""
     inside = clamp(b, x, -30.0, 30.0)
     twice = inside * b.fma(inside * inside, _TWO_SQRT_2_PI * 0.044715, _TWO_SQRT_2_PI)
-    return b.select(x < -30.0, b.op("copysign", b.f64(0.0), x), x / (exp(b, -twice) + 1.0))
+    e = exp(b, twice)
+    return b.select(x < -30.0, b.op("copysign", b.f64(0.0), x), x * (e / (e + 1.0)))
 
 
 def mish(b: Builder, x: Value) -> Value:
     """x tanh(log(1 + e**x)) = x (e**2x + 2 e**x) / (e**2x + 2 e**x + 2)."""
     e = exp(b, x)
     above = b.fma(e, e, e * 2.0)
-    below = above + 2.0
-    y = b.select(x > 40.0, x, x * (above / below))
+    y = b.select(x > 40.0, x, (x * above) / (above + 2.0))
     return b.select(x < -200.0, b.op("copysign", b.f64(0.0), x), y)
 
 

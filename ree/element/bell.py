@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ree.element import coefficients as table
 from ree.element.program import Builder, Value
-from ree.element.real import clamp, exp, polynomial
+from ree.element.real import clamp, exp, odd_sum, polynomial
 
 _ERF_ONE = 3.925  # erf(x) rounds to 1 from here on (from 3.9193)
 _ERF_CENTRE = 7.75
@@ -22,14 +22,15 @@ def erf(b: Builder, x: Value) -> Value:
 
 def erfc_positive(b: Builder, a: Value, square: Value) -> Value:
     """erfc(a) for 0 <= a <= 10.2 with relative accuracy; square = -a**2."""
-    u = (a - _ERFC_SCALE) / (a + _ERFC_SCALE)
-    return exp(b, square) * polynomial(b, table.ERFC, u) / b.fma(a, 2.0, 1.0)
+    inverse = 1.0 / (a + _ERFC_SCALE)
+    u = (a - _ERFC_SCALE) * inverse
+    return exp(b, square) * (polynomial(b, table.ERFC, u) * inverse)
 
 
 def erfc(b: Builder, x: Value) -> Value:
     inside = clamp(b, x, -_ERFC_ZERO, _ERFC_ZERO)
     y = erfc_positive(b, b.op("abs", inside), -(inside * inside))
-    return b.select(x < 0.0, 2.0 - y, y)
+    return b.select(x < 0.0, odd_sum(b, b.f64(2.0), -y), y)
 
 
 def gelu(b: Builder, x: Value) -> Value:
