@@ -82,4 +82,5 @@ def describe(isa: str, number: int, inputs: Sequence[np.ndarray], got: np.ndarra
     where = np.flatnonzero(a != b)
     at = int(where[0])
     near = [i.reshape(-1)[at] for i in inputs if i.size == got.size]
-    return f"{isa}: result {number}: {len(where)} differ, at {at}: {got.reshape(-1)[at]} not {want.reshape(-1)[at]} {near}"
+    values = f"{got.reshape(-1)[at]} not {want.reshape(-1)[at]}"
+    return f"{isa}: result {number}: {len(where)} differ, at {at}: {values} from {near}"

@@ -83,9 +83,9 @@ def test_damaged_files_are_compiled_again(cache: Path, monkeypatch: pytest.Monke
     else:
         middle = len(data) // 2
         flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
-        path.write_bytes(
-            {"truncated": data[:-1], "empty": b"", "bit": flipped, "longer": data + b"\0", "foreign": b"\x7fELF" * 999}[damage]
-        )
+        foreign = b"\x7fELF" * 999
+        files = {"truncated": data[:-1], "empty": b"", "bit": flipped, "longer": data + b"\0", "foreign": foreign}
+        path.write_bytes(files[damage])
     forget(monkeypatch)
     assert gives(2.0)
     if damage != "directory":

@@ -346,10 +346,11 @@ def test_all_folds_are_tested() -> None:
 def test_folds_computed_once_a_row(layout: str) -> None:
     short = _fold_program(lambda b: lambda k: b.load(0, b.index(0), k), 2, 2)
     long = _fold_program(lambda b: lambda k: b.load(0, b.index(0), k), 2, 2, sequential=False)
+    contiguous = layout == "contiguous in k"
     for n in LENGTHS:
         x = _random((3, n), n)
-        x = x if layout == "contiguous in k" else np.ascontiguousarray(x.T).T
-        check_kernel(short if n < 300 else long, [x, np.zeros(0, np.int64)], (3, 2), (n,), known=layout == "contiguous in k")
+        x = x if contiguous else np.ascontiguousarray(x.T).T
+        check_kernel(short if n < 300 else long, [x, np.zeros(0, np.int64)], (3, 2), (n,), known=contiguous)
 
 
 def test_folds_in_columns() -> None:

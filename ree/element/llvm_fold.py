@@ -256,7 +256,7 @@ def _dot(p: Printer, instr: Instr, region: Block) -> list[Val]:
                 _run_region(p, region, Val(Type.I64, inner.index))
                 a, b = (p.wide(p.values[r]) for r in region.results)
             after = p.w.intrinsic("fma", wide, a, b, inner.carried[0])
-            inner.next = [after if counts is None else p.ops().select(active, wide, after, inner.carried[0])]
+            inner.next = [_where(p, counts, active, wide, after, inner.carried[0])]
         outer.next = [p.w.do(f"fadd {wide} {outer.carried[0]}, {inner.results[0]}")]
     return [Val(Type.F32, outer.results[0], lanes=p.width > 1)]
 
@@ -271,10 +271,8 @@ def _chain(p: Printer, instr: Instr, region: Block) -> list[Val]:
         with p.lanes(p.width, active):
             _run_region(p, region, Val(Type.I64, loop.index), *carried)
             following = [p.wide(p.values[r]) for r in region.results]
-        if counts is not None:
-            both = zip(types, following, loop.carried, strict=True)
-            following = [p.ops().select(active, type, new, old) for type, new, old in both]
-        loop.next = following
+        both = zip(types, following, loop.carried, strict=True)
+        loop.next = [_where(p, counts, active, type, new, old) for type, new, old in both]
     return [Val(t, v, lanes=p.width > 1) for t, v in zip(instr.types, loop.results, strict=True)]
 
 
@@ -302,10 +300,14 @@ def _evaluate_at(p: Printer, region: Block, k: str, counts: str | None, neutral:
         _run_region(p, region, Val(Type.I64, k))
         result = p.values[region.results[0]]
         value = p.wide(result)
-    if counts is None:
-        return value
-    ops = p.ops()
-    return ops.select(active, ops.type(result.type), value, neutral)
+    return _where(p, counts, active, p.ops().type(result.type), value, neutral)
+
+
+def _where(p: Printer, counts: str | None, active: str | None, wide: str, new: str, old: str) -> str:
+    """New in the lanes that are active, where lanes count differently far at all."""
+    if counts is None or active is None:
+        return new
+    return p.ops().select(active, wide, new, old)
 
 
 def _counts(p: Printer, instr: Instr) -> tuple[str, str | None]:

@@ -6,7 +6,6 @@ the operands, and returns the result's name. IEEE throughout: no fast-math flag 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from ree.element.llvm_text import LLVM_TYPE, Writer, is_constant, literal, suffix, vector
@@ -72,7 +71,7 @@ class Ops:
     def emit(self, op: str, type: Type, args: list[str], result: Type, imm: tuple[int | str, ...]) -> str:
         """The instruction applied to operands of `type` (for select: of the chosen values)."""
         if op in ("convert", "bitcast"):
-            return getattr(self, op)(type, result, args[0])
+            return (self.convert if op == "convert" else self.bitcast)(type, result, args[0])
         if op == "round":
             return self.load_widen(DType(imm[0]), self.store_narrow(DType(imm[0]), args[0]))
         wide = self.type(type)
@@ -345,5 +344,3 @@ def _float_constant(text: str) -> str | None:
         return None
     return text.removeprefix("splat (").removesuffix(")").split(" ")[-1]
 
-
-Combine = Callable[[str, str], str]

@@ -13,7 +13,9 @@ Step = int | None  # how much an i64 grows with a variable; None: unknown
 
 def free_values(instr: Instr) -> tuple[set[int], set[int]]:
     """Values of outer scopes that an instruction uses, and axes whose coordinate its region reads."""
-    used, axes, defined = set(instr.args), set(), set()
+    used: set[int] = set(instr.args)
+    axes: set[int] = set()
+    defined: set[int] = set()
 
     def visit(body: Sequence[Instr]) -> None:
         for inner in body:

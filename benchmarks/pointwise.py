@@ -1,0 +1,105 @@
+"""Elementary functions against PyTorch, 2^20 elements, one process, interleaved; JSON on standard output.
+
+Nanoseconds for each element of JIT-compiled kernels, alone on one thread and through the pool,
+and of the same functions in PyTorch on as many threads. `--quick` runs fewer repetitions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from common import ROOT as _ROOT  # noqa: F401  (puts the packages on the path)
+
+from ree.element import jit
+from ree.element.llvm import Layout
+from ree.ops.spec import operator
+from ree.types import DType, TensorType
+from ree_kernels import cpu
+
+N = 1 << 20
+GRAIN = 1 << 14
+FUNCTIONS: dict[str, Callable[[torch.Tensor, torch.Tensor], Any]] = {
+    "exp": lambda x, out: torch.exp(x, out=out),
+    "tanh": lambda x, out: torch.tanh(x, out=out),
+    "erf": lambda x, out: torch.erf(x, out=out),
+    "sigmoid": lambda x, out: torch.sigmoid(x, out=out),
+    "gelu": lambda x, out: torch.ops.aten.gelu.out(x, out=out),
+    "gelu_tanh": lambda x, out: torch.ops.aten.gelu.out(x, approximate="tanh", out=out),
+}
+
+
+class _Args(ctypes.Structure):
+    _fields_ = [("pointers", ctypes.c_void_p), ("params", ctypes.c_void_p), ("status", ctypes.c_void_p)]
+
+
+def ours(name: str, x: np.ndarray, out: np.ndarray) -> Callable[[], None]:
+    """A function that runs the operator's kernel over vectors x and out, on the pool."""
+    type = TensorType(x.shape, DType.F32)
+    program = operator(name).program([type], type, {})
+    kernel = jit.compile_kernel(program, Layout(((1,), (1,)), 0), cpu.kernels().isa)
+    pointers = np.array([x.ctypes.data, out.ctypes.data], np.int64)
+    params = np.array([x.size, 1, 1], np.int64)
+    status = np.zeros(1, np.int64)
+    args = _Args(pointers.ctypes.data, params.ctypes.data, status.ctypes.data)
+    ffi = cpu.runtime().ffi
+    steps = ffi.new("ree_step[1]")
+    steps[0] = {
+        "kernel": ffi.cast("ree_kernel", kernel.address), "args": ffi.cast("void *", ctypes.addressof(args)),
+        "rows": 1, "cols": x.size, "row_grain": 1, "col_grain": GRAIN, "scratch_bytes": 0,
+    }  # fmt: skip
+    keep = (kernel, pointers, params, status, args, x, out)
+
+    def call(_keep: Any = keep) -> None:
+        cpu.run(steps, 1)
+
+    return call
+
+
+def times(calls: list[Callable[[], Any]], runs: int, clock: Callable[[], float]) -> list[float]:
+    """Median seconds of each call; the calls take turns."""
+    taken: list[list[float]] = [[] for _ in calls]
+    for _ in range(runs):
+        for call, seconds in zip(calls, taken, strict=True):
+            call()
+            start = clock()
+            call()
+            seconds.append(clock() - start)
+    return [statistics.median(seconds) for seconds in taken]
+
+
+def measure(name: str, threads: int, runs: int) -> dict[str, object]:
+    """One function on so many threads; one thread is timed by its own processor time."""
+    cpu.threads(threads)
+    torch.set_num_threads(threads)
+    x = (np.random.default_rng(0).standard_normal(N) * 2).astype(np.float32)
+    out = np.zeros_like(x)
+    other = torch.zeros(N)
+    given = torch.from_numpy(x)
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    calls = [ours(name, x, out), lambda: FUNCTIONS[name](given, other)]
+    mine, theirs = (seconds / N * 1e9 for seconds in times(calls, runs, clock))
+    row = {"function": name, "threads": threads, "ree_ns": round(mine, 3), "torch_ns": round(theirs, 3)}
+    return row | {"torch_over_ree": round(theirs / mine, 2)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few runs")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    options = parser.parse_args()
+    before = cpu.threads()
+    rows = [measure(name, n, 5 if options.quick else 40) for n in options.threads for name in FUNCTIONS]
+    cpu.threads(before)
+    print(json.dumps({"elements": N, "isa": cpu.kernels().isa, "results": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
