@@ -7,22 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
-from tests.aten_case import check_close, expect, run, samples, together
+import torch.nn.functional as F
 
 from ree.capture import capture
 from ree.lower import Lowering
 from ree.ops.spec import lowering, operator
 from ree.reference import evaluate
 from ree.types import DType, TensorType
+from tests.aten_case import check_close, expect, run, samples, together
 
 NAN, INF = float("nan"), float("inf")
 
 NAMES = """
-nn.functional.layer_norm native_layer_norm nn.functional.group_norm nn.functional.instance_norm
-softmax log_softmax
-nn.functional.softmin
-""".split()
+nn.functional.layer_norm native_layer_norm nn.functional.group_norm nn.functional.instance_norm softmax
+log_softmax nn.functional.softmin
+""".split()  # noqa: SIM905
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -42,7 +41,9 @@ def _randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def check_module(module: torch.nn.Module, x: torch.Tensor, ops: set[str], rtol: float = 1e-5, atol: float = 3e-6) -> None:
+def check_module(
+    module: torch.nn.Module, x: torch.Tensor, ops: set[str], rtol: float = 1e-5, atol: float = 3e-6
+) -> None:
     """Through torch.export: the operators that the graph holds, and values against float64."""
     captured = capture(module.eval(), (x,))
     assert ops <= {n.op for n in captured.graph.nodes}
@@ -68,7 +69,9 @@ def test_layer_norm_with_only_one_vector() -> None:
 
 
 def test_constant_rows_give_the_bias() -> None:
-    (out,) = run(lambda t, w, b: F.layer_norm(t, (300,), w, b), torch.full((2, 300), 2.5), _randn(300), _randn(300, seed=5))
+    (out,) = run(
+        lambda t, w, b: F.layer_norm(t, (300,), w, b), torch.full((2, 300), 2.5), _randn(300), _randn(300, seed=5)
+    )
     np.testing.assert_array_equal(out[0], _randn(300, seed=5).numpy())
 
 
@@ -169,7 +172,14 @@ def test_softmax_along_any_axis(name: str, dim: int) -> None:
 
 @pytest.mark.parametrize("name", SOFTMAXES)
 def test_softmax_of_special_rows(name: str) -> None:
-    rows = [[0.0, -INF, 1.0], [-INF, -INF, -INF], [INF, 0.0, 1.0], [NAN, 0.0, 1.0], [1e4, 1e4, -1e4], [88.0, -104.0, 0.0]]
+    rows = [
+        [0.0, -INF, 1.0],
+        [-INF, -INF, -INF],
+        [INF, 0.0, 1.0],
+        [NAN, 0.0, 1.0],
+        [1e4, 1e4, -1e4],
+        [88.0, -104.0, 0.0],
+    ]
     check_close(lambda t: SOFTMAXES[name](t, 1), torch.tensor(rows))
 
 

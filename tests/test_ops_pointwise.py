@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from tests.aten_case import check_close, check_exact, run, samples, together
 
 F32, F64, I64 = torch.float32, torch.float64, torch.int64
@@ -20,16 +21,15 @@ sign sgn reciprocal floor ceil trunc round round/decimals_0 frac copysign bitwis
 bitwise_not bitwise_left_shift bitwise_right_shift __rand__ __ror__ __rxor__ eq ne lt le gt ge logical_and
 logical_or logical_xor logical_not isnan isinf isfinite isposinf isneginf signbit heaviside where masked_fill
 nan_to_num clamp clamp_min clamp_max fmax fmin maximum minimum max/binary min/binary nn.functional.relu
-nn.functional.relu6 nn.functional.hardtanh nn.functional.threshold nn.functional.leaky_relu nn.functional.prelu
-nn.functional.hardshrink nn.functional.softshrink fill full full_like zeros zeros_like ones ones_like new_full
-new_zeros new_ones eye tril triu scalar_tensor clone float int bool
-""".split()
+nn.functional.relu6 nn.functional.hardtanh nn.functional.threshold nn.functional.leaky_relu
+nn.functional.prelu nn.functional.hardshrink nn.functional.softshrink fill full full_like zeros zeros_like
+ones ones_like new_full new_zeros new_ones eye tril triu scalar_tensor clone float int bool
+""".split()  # noqa: SIM905
 CLOSE = """
 sqrt rsub square lerp addcmul addcdiv round/decimals_3 round/decimals_neg_3 nn.functional.hardsigmoid
 nn.functional.hardswish nn.functional.softsign nn.functional.elu nn.functional.selu nn.functional.celu
 nn.functional.glu arange linspace
-""".split()
-
+""".split()  # noqa: SIM905
 
 
 def _supported(name: str) -> list[torch.dtype]:
@@ -60,7 +60,7 @@ UNARY: dict[str, Any] = {
     "floor": torch.floor, "ceil": torch.ceil, "trunc": torch.trunc, "round": torch.round, "frac": torch.frac,
     "isnan": torch.isnan, "isinf": torch.isinf, "isfinite": torch.isfinite, "signbit": torch.signbit,
     "relu": torch.relu, "nan_to_num": torch.nan_to_num, "not": torch.logical_not, "bool": lambda x: x.to(torch.bool),
-    "f64": lambda x: x.double(), "clamp": lambda x: x.clamp(-1.5, 2.0), "clamp_nan": lambda x: x.clamp(min=float("nan")),
+    "f64": lambda x: x.double(), "clamp": lambda x: x.clamp(-1.5, 2.0), "clamp_nan": lambda x: x.clamp(min=float("nan")),  # noqa: E501
     "leaky": lambda x: torch.nn.functional.leaky_relu(x, 0.25),
     "threshold": lambda x: torch.nn.functional.threshold(x, 0.5, 9.0),
 }  # fmt: skip
@@ -72,9 +72,23 @@ def test_special_values(name: str) -> None:
 
 
 BINARY: dict[str, Any] = {
-    "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div, "maximum": torch.maximum, "minimum": torch.minimum, "fmax": torch.fmax,
-    "fmin": torch.fmin, "copysign": torch.copysign, "eq": torch.eq, "ne": torch.ne, "lt": torch.lt, "le": torch.le,
-    "gt": torch.gt, "ge": torch.ge, "floor": torch.floor_divide, "and": torch.logical_and,
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.div,
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+    "fmax": torch.fmax,
+    "fmin": torch.fmin,
+    "copysign": torch.copysign,
+    "eq": torch.eq,
+    "ne": torch.ne,
+    "lt": torch.lt,
+    "le": torch.le,
+    "gt": torch.gt,
+    "ge": torch.ge,
+    "floor": torch.floor_divide,
+    "and": torch.logical_and,
     "trunc": lambda x, y: torch.div(x, y, rounding_mode="trunc"),
 }
 REMAINDERS = {"fmod": torch.fmod, "remainder": torch.remainder}  # fmt: skip
@@ -132,7 +146,9 @@ def test_float_remainder_is_exact_for_any_bits(dtype: torch.dtype) -> None:
     """All exponents, subnormals, NaN and infinity; the C library's fmod is exact too."""
     rng = np.random.default_rng(7)
     bits, count = (np.uint32, 4000) if dtype is F32 else (np.uint64, 1500)
-    x, y = (rng.integers(0, np.iinfo(bits).max, count, dtype=bits).view(np.dtype(bits).str.replace("u", "f")) for _ in "xy")
+    x, y = (
+        rng.integers(0, np.iinfo(bits).max, count, dtype=bits).view(np.dtype(bits).str.replace("u", "f")) for _ in "xy"
+    )
     (rest,) = run(torch.fmod, torch.from_numpy(x), torch.from_numpy(y))
     with np.errstate(all="ignore"):
         expected = np.fmod(x, y)
@@ -154,10 +170,12 @@ def test_casts_between_all_dtypes() -> None:
 
 
 def test_casts_to_half_precision_round_once() -> None:
-    near_tie = torch.tensor([1 + 2.0**-11 + 2.0**-40, 1 + 2.0**-11 - 2.0**-40, 1 + 3 * 2.0**-11, 65519.99999, 1e300, 3e-8])
+    near_tie = torch.tensor(
+        [1 + 2.0**-11 + 2.0**-40, 1 + 2.0**-11 - 2.0**-40, 1 + 3 * 2.0**-11, 65519.99999, 1e300, 3e-8]
+    )
     for target in (torch.float16, torch.bfloat16):
         x = near_tie.double().requires_grad_(False)
-        (ours,) = run(lambda v: v.to(target).to(F64), x)
+        (ours,) = run(lambda v, to=target: v.to(to).to(F64), x)
         step = x.numpy().astype(np.float16).astype(np.float64) if target is torch.float16 else _to_bf16(x.numpy())
         np.testing.assert_array_equal(ours, step)
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from tests.aten_case import check_close, check_exact, run, samples, together
 
 F32, F64, I64 = torch.float32, torch.float64, torch.int64
@@ -14,10 +15,10 @@ DTYPES = (F32, F64, I64, torch.int32, torch.int8, torch.uint8, torch.bool)
 NAN, INF = float("nan"), float("inf")
 
 NAMES = """
-sum mean prod amax amin any all argmax argmin max/reduction_with_dim max/reduction_no_dim min/reduction_with_dim
-min/reduction_no_dim var std var_mean std_mean var/unbiased std/unbiased var_mean/unbiased std_mean/unbiased nansum
-count_nonzero aminmax linalg.vector_norm norm norm/inf logsumexp
-""".split()
+sum mean prod amax amin any all argmax argmin max/reduction_with_dim max/reduction_no_dim
+min/reduction_with_dim min/reduction_no_dim var std var_mean std_mean var/unbiased std/unbiased
+var_mean/unbiased std_mean/unbiased nansum count_nonzero aminmax linalg.vector_norm norm norm/inf logsumexp
+""".split()  # noqa: SIM905
 
 
 EXPONENTIAL = ("logsumexp", "norm", "linalg.vector_norm")  # use exp or pow, which f64 does not have
@@ -29,7 +30,12 @@ def test_samples_of_torch(name: str) -> None:
 
     base, _, variant = name.partition("/")
     (info,) = [o for o in op_db if o.name == base and o.variant_test_name == variant]
-    calls = [c for d in DTYPES if d in info.dtypes and (d is not F64 or name not in EXPONENTIAL) for c in samples(name, d)[: 10 if d is F32 else 3]]
+    calls = [
+        c
+        for d in DTYPES
+        if d in info.dtypes and (d is not F64 or name not in EXPONENTIAL)
+        for c in samples(name, d)[: 10 if d is F32 else 3]
+    ]
     assert calls
     function, tensors = together(calls)
     check_close(function, *tensors, rtol=5e-6, atol=2e-6)
@@ -101,7 +107,13 @@ def test_scalars_reduce_to_themselves() -> None:
 
 
 SPECIAL = torch.tensor(
-    [[1.0, NAN, 3.0, NAN], [INF, 1.0, INF, -INF], [-0.0, 0.0, -0.0, 0.0], [-INF, -INF, -INF, -INF], [2.0, 2.0, 1.0, 1.0]]
+    [
+        [1.0, NAN, 3.0, NAN],
+        [INF, 1.0, INF, -INF],
+        [-0.0, 0.0, -0.0, 0.0],
+        [-INF, -INF, -INF, -INF],
+        [2.0, 2.0, 1.0, 1.0],
+    ]
 )
 
 
@@ -122,7 +134,9 @@ def test_logsumexp_of_infinities() -> None:
 @pytest.mark.parametrize("dtype", [I64, torch.int32, torch.int8, torch.uint8, torch.bool])
 def test_integer_reductions_are_exact(dtype: torch.dtype) -> None:
     x = torch.randint(0, 100, (5, 7), generator=torch.Generator().manual_seed(3)).to(dtype)
-    check_exact(lambda t: (t.sum(), t.sum(0), t.prod(1), t.any(1), t.all(0), t.amax(1), t.amin((0, 1)), t.max(), t.min()), x)
+    check_exact(
+        lambda t: (t.sum(), t.sum(0), t.prod(1), t.any(1), t.all(0), t.amax(1), t.amin((0, 1)), t.max(), t.min()), x
+    )
     if dtype is not torch.bool:
         check_exact(lambda t: (t.argmax(1), t.argmin(), t.max(0), t.sum(1, dtype=torch.float32)), x)
 

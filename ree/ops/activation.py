@@ -122,9 +122,7 @@ def _glu(ctx: Lowering, x: T, dim: int = -1) -> T:
     """First half of an axis times the sigmoid of its second half."""
     axis = ctx.axis(dim, x.rank)
     half = x.shape[axis] // 2
-    first, second = (
-        ctx.emit("slice", [x], axis=axis, start=start, step=1, length=half) for start in (0, half)
-    )
+    first, second = (ctx.emit("slice", [x], axis=axis, start=start, step=1, length=half) for start in (0, half))
     return ctx.emit("mul", [first, _smooth(ctx, "sigmoid", second)])
 
 

@@ -36,9 +36,13 @@ _same_op("maximum", "maximum.default", "max.other")
 _same_op("minimum", "minimum.default", "min.other")
 _same_op("sqrt", "sqrt.default")
 _same_op("copysign", "copysign.Tensor", "copysign.Scalar")
-_same_op("and", "bitwise_and.Tensor", "bitwise_and.Scalar", "bitwise_and.Scalar_Tensor", "__and__.Tensor", "__and__.Scalar")
+_same_op(
+    "and", "bitwise_and.Tensor", "bitwise_and.Scalar", "bitwise_and.Scalar_Tensor", "__and__.Tensor", "__and__.Scalar"
+)
 _same_op("or", "bitwise_or.Tensor", "bitwise_or.Scalar", "bitwise_or.Scalar_Tensor", "__or__.Tensor", "__or__.Scalar")
-_same_op("xor", "bitwise_xor.Tensor", "bitwise_xor.Scalar", "bitwise_xor.Scalar_Tensor", "__xor__.Tensor", "__xor__.Scalar")
+_same_op(
+    "xor", "bitwise_xor.Tensor", "bitwise_xor.Scalar", "bitwise_xor.Scalar_Tensor", "__xor__.Tensor", "__xor__.Scalar"
+)
 _same_op("not", "bitwise_not.default")
 _same_op(
     "shl", "bitwise_left_shift.Tensor", "bitwise_left_shift.Tensor_Scalar", "bitwise_left_shift.Scalar_Tensor",

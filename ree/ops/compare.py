@@ -62,7 +62,9 @@ def _isposinf(ctx: Lowering, x: T) -> T:
 
 @lowers("aten.isneginf.default")
 def _isneginf(ctx: Lowering, x: T) -> T:
-    return ctx.pointwise("eq", x, -math.inf, dtype=x.dtype) if x.dtype.is_float else ctx.full(x.shape, False, DType.BOOL)
+    return (
+        ctx.pointwise("eq", x, -math.inf, dtype=x.dtype) if x.dtype.is_float else ctx.full(x.shape, False, DType.BOOL)
+    )
 
 
 @lowers("aten.signbit.default")
@@ -116,7 +118,7 @@ def _nan_to_num(
 
 
 @lowers("aten.clamp.default", "aten.clamp.Tensor", "aten.clip.default", "aten.clip.Tensor")
-def _clamp(ctx: Lowering, x: T, min: T | Number | None = None, max: T | Number | None = None) -> T:  # noqa: A002
+def _clamp(ctx: Lowering, x: T, min: T | Number | None = None, max: T | Number | None = None) -> T:
     """min(max(x, low), high): NaN stays, and the upper bound wins where bounds cross."""
     result = ctx.cast(x, ctx.out.dtype)
     if min is not None:

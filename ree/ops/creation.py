@@ -31,7 +31,10 @@ def _full(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) 
 
 
 @operator_def(
-    "iota", kind="any", infer=_stated_type, doc="element i is start + i * step: integers wrap, floats in f64, rounded once"
+    "iota",
+    kind="any",
+    infer=_stated_type,
+    doc="element i is start + i * step (integers wrap; floats in f64, rounded once)",
 )
 def _iota(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     type = Type.F64 if out.dtype.is_float else Type.I64
@@ -41,7 +44,9 @@ def _iota(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) 
     return b.convert(value, out.dtype.element)
 
 
-@operator_def("linspace", kind="any", infer=_stated_type, doc="evenly spaced from start to end, both exact, in f64, rounded once")
+@operator_def(
+    "linspace", kind="any", infer=_stated_type, doc="evenly spaced from start to end, both exact, in f64, rounded once"
+)
 def _linspace(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     """Each half counts from its own end, so that both ends are exact."""
     start, end = b.f64(float(attrs["start"])), b.f64(float(attrs["end"]))

@@ -121,9 +121,7 @@ def _affine(ctx: Lowering, y: T, weight: T | None, bias: T | None) -> T:
     return y if bias is None else ctx.pointwise("add", y, bias, dtype=y.dtype)
 
 
-def batch_norm_inference(
-    ctx: Lowering, x: T, weight: T | None, bias: T | None, mean: T, var: T, eps: float
-) -> T:
+def batch_norm_inference(ctx: Lowering, x: T, weight: T | None, bias: T | None, mean: T, var: T, eps: float) -> T:
     """fma(x, alpha, beta), alpha = weight * rstd, beta = bias - mean * alpha."""
     alpha = _rstd(ctx, ctx.cast(var, x.dtype), eps)
     if weight is not None:
@@ -157,7 +155,9 @@ class _Batch:
 
     def _blend(self, old: T, new: T, momentum: float) -> T:
         kept = self.ctx.pointwise("mul", old, 1.0 - momentum, dtype=old.dtype)
-        return self.ctx.pointwise("add", kept, self.ctx.pointwise("mul", new, momentum, dtype=old.dtype), dtype=old.dtype)
+        return self.ctx.pointwise(
+            "add", kept, self.ctx.pointwise("mul", new, momentum, dtype=old.dtype), dtype=old.dtype
+        )
 
 
 def _empty(ctx: Lowering, x: T) -> T:
@@ -235,9 +235,7 @@ def _no_update(
 # -- group and instance norm -----------------------------------------------------------------------
 
 
-def group_norm(
-    ctx: Lowering, x: T, weight: T | None, bias: T | None, groups: int, eps: float
-) -> tuple[T, T, T]:
+def group_norm(ctx: Lowering, x: T, weight: T | None, bias: T | None, groups: int, eps: float) -> tuple[T, T, T]:
     """(normalised, mean [N, G], rstd [N, G]) of x [N, C, ...]."""
     batch, channels, *spatial = x.shape
     rows = ctx.reshape(x, (batch, groups, channels // groups * math.prod(spatial)))

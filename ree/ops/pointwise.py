@@ -85,8 +85,12 @@ _instruction("gt", "gt", "a > b", predicate=True)
 _instruction("ge", "ge", "a >= b", predicate=True)
 
 
-@operator_def("cast", infer=_cast_type, doc="by value: floats round to nearest, float to integer truncates, "
-              "saturates at the element type's range and NaN gives 0, narrow integers wrap, to bool is x != 0")
+@operator_def(
+    "cast",
+    infer=_cast_type,
+    doc="by value: floats round to nearest, float to integer truncates, "
+    "saturates at the element type's range and NaN gives 0, narrow integers wrap, to bool is x != 0",
+)
 def _cast(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     value = b.load(0, *b.indices())
     if value.type is Type.F64 and out.dtype in (DType.F16, DType.BF16):

@@ -163,7 +163,7 @@ def _norm2(b: Builder, count: Value, at: At, attrs: Attrs) -> Value:
     return b.sqrt(sum_of_squares(b, count, at))
 
 
-@_fold("logsumexp", "log(sum of exp(x - m)) + m, where m is the largest (0 if that is infinite)", infer=_exponential_type)
+@_fold("logsumexp", "log(sum of exp(x - m)) + m, m the largest (0 if that is infinite)", infer=_exponential_type)
 def _logsumexp(b: Builder, count: Value, at: At, attrs: Attrs) -> Value:
     largest = b.fold_max(count, at)
     shift = b.select(b.op("abs", largest).eq(math.inf), 0.0, largest)

@@ -125,9 +125,7 @@ def _moments(name: str) -> None:
         return spread(ctx, x, None, int(unbiased), False), reduce(ctx, "mean", x)
 
     @lowers(f"aten.{name}_mean.dim")
-    def _mean_dim(
-        ctx: Lowering, x: T, dim: Axes, unbiased: bool = True, keepdim: bool = False
-    ) -> tuple[T, T]:
+    def _mean_dim(ctx: Lowering, x: T, dim: Axes, unbiased: bool = True, keepdim: bool = False) -> tuple[T, T]:
         return spread(ctx, x, dim, int(unbiased), keepdim), reduce(ctx, "mean", x, dim, keepdim)
 
     @lowers(f"aten.{name}_mean.correction")
@@ -146,7 +144,7 @@ _moments("std")
 
 @lowers("aten.linalg_vector_norm.default")
 def _vector_norm(
-    ctx: Lowering, x: T, ord: Number = 2, dim: Axes = None, keepdim: bool = False, dtype: DType | None = None  # noqa: A002
+    ctx: Lowering, x: T, ord: Number = 2, dim: Axes = None, keepdim: bool = False, dtype: DType | None = None
 ) -> T:
     return norm(ctx, x, ord, dim, keepdim)
 
