@@ -55,7 +55,7 @@ class Kernels:
 
         A block of C and its chunk of A fit L2; there are enough boxes that no thread waits long for another.
         """
-        rows, columns = batch * m, n
+        rows = batch * m
         block = rows if packed else m
         row_tiles = _ceil(block, self.tile_rows)
         row_grain = _ceil(row_tiles, _ceil(row_tiles, 20)) * self.tile_rows
@@ -78,7 +78,8 @@ class Kernels:
 
         The scores of a box stay in L2; boxes do not straddle heads more often than they must.
         """
-        limit = max(self.tile_rows, min(SCORE_FLOATS // max(s, 1), _ceil(rows, 2 * n_threads) if n_threads > 1 else rows))
+        share = _ceil(rows, 2 * n_threads) if n_threads > 1 else rows
+        limit = max(self.tile_rows, min(SCORE_FLOATS // max(s, 1), share))
         row_grain = _ceil(t, _ceil(t, limit)) if t >= self.tile_rows else max(t, limit // t * t) if t else 1
         return MatmulPlan(row_grain, max(d_v, 1), int(self.lib.ree_attention_scratch_bytes(row_grain, s, d_v)))
 

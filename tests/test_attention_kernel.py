@@ -121,7 +121,9 @@ def score_row(case: Case) -> int:
     return case.s + 3
 
 
-def run(kernels: Kernels, case: Case, q: np.ndarray, k: np.ndarray, v: np.ndarray, grain: int, threads: int) -> np.ndarray:
+def run(
+    kernels: Kernels, case: Case, q: np.ndarray, k: np.ndarray, v: np.ndarray, grain: int, threads: int
+) -> np.ndarray:
     """out [b, t, h, dv] by the kernel, in boxes of `grain` rows."""
     ffi = kernels.ffi
     out = np.full((case.b, case.t, case.h, case.dv), 7.0, np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
 def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """a [..., m, k] @ b [..., k, n] in the chunked order, NaN canonical."""
     k = a.shape[-1]
-    total = np.zeros(np.broadcast_shapes(a.shape[:-1] + (1,), b.shape[:-2] + (1, b.shape[-1])), np.float32)
+    total = np.zeros(np.broadcast_shapes((*a.shape[:-1], 1), (*b.shape[:-2], 1, b.shape[-1])), np.float32)
     with np.errstate(all="ignore"):
         for start in range(0, k, 256):
             chain = np.zeros_like(total)
@@ -52,7 +53,7 @@ def pack(kernels: Kernels, b: np.ndarray, slices: list[int] | None = None) -> np
     room = np.full(size + 16, np.nan, np.float32)
     packed = room[-(room.ctypes.data // 4) % 16 :][:size]
     cuts = slices or [0, n]
-    for c0, c1 in zip(cuts, cuts[1:], strict=False):
+    for c0, c1 in itertools.pairwise(cuts):
         part = b[:, c0:c1] if slices is None else np.array(b[:, c0:c1])
         status = kernels.lib.ree_pack_b(
             pointer(kernels, packed, "float *"), n, k, c0, c1 - c0, pointer(kernels, part, "float *"),

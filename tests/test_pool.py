@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import multiprocessing
 import os
 import subprocess
@@ -75,7 +76,7 @@ def test_steps_are_in_order() -> None:
     to = pointer(kernels, packed, "float *")
     assert kernels.lib.ree_pack_b(to, n, n, 0, n, pointer(kernels, identity, "float *"), n, 1) == 0
     steps, keep = [], []
-    for source, target in zip(buffers, buffers[1:], strict=False):
+    for source, target in itertools.pairwise(buffers):
         args = kernels.ffi.new("ree_matmul_args *")
         args.a, args.b, args.c = pointer(kernels, source, "float *"), to, pointer(kernels, target, "float *")
         args.a_row, args.a_k, args.c_row, args.m, args.n, args.k, args.b_packed = n, 1, n, n, n, n, 1
@@ -103,7 +104,8 @@ def assert_clean(change: Any, restore: Any) -> None:
     finally:
         restore()
     assert before == after
-    assert set(np.unique(trace.state)) == set(np.unique(clean.state)) == {0x1F80 if os.uname().machine == "x86_64" else 0}
+    default = 0x1F80 if os.uname().machine == "x86_64" else 0
+    assert set(np.unique(trace.state)) == set(np.unique(clean.state)) == {default}
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -209,14 +211,18 @@ def test_no_memory_for_scratch_is_an_error() -> None:
     assert not trace.out.any()
 
 
+def choose(isa: str) -> subprocess.CompletedProcess[str]:
+    """What a fresh process with REE_ISA set takes."""
+    code = "from ree_kernels import cpu; print(cpu.kernels().isa)"
+    environment = {**os.environ, "REE_ISA": isa}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("isa", cpu.supported())
 def test_variable_forces_an_isa(isa: str) -> None:
-    code = "from ree_kernels import cpu; print(cpu.kernels().isa)"
-    told = subprocess.run([sys.executable, "-c", code], env={**os.environ, "REE_ISA": isa}, capture_output=True, text=True)
-    assert told.stdout.strip() == isa
+    assert choose(isa).stdout.strip() == isa
 
 
 def test_unknown_isa_is_an_error() -> None:
-    code = "from ree_kernels import cpu; cpu.kernels()"
-    told = subprocess.run([sys.executable, "-c", code], env={**os.environ, "REE_ISA": "mmx"}, capture_output=True, text=True)
+    told = choose("mmx")
     assert told.returncode != 0 and "KernelError" in told.stderr and "REE_ISA=mmx" in told.stderr
