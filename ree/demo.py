@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SENTENCES = 8
+LENGTH = 16  # tokens
 THREADS = (1, 2)
 BATCHES = (1, 8)
 CAPABILITIES = ("default", "avx2", "avx512")
@@ -94,7 +95,7 @@ def prepare(folder: Path) -> float:
     from ree import measure, sentences
 
     model = sentences.load_minilm()
-    inputs = sentences.tokenize(sentences.SENTENCES[:SENTENCES])
+    inputs = sentences.tokenize(sentences.SENTENCES[:SENTENCES], LENGTH)
     batch = torch.export.Dim("batch", min=1, max=64)
     shapes = ({0: batch}, {0: batch})
     start = time.perf_counter()

@@ -5,7 +5,9 @@ bf16 has no NumPy dtype; it is held as uint16, as in `ree.types`.
 
 from __future__ import annotations
 
+import json
 import os
+import struct
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +37,7 @@ _CODES = {
     "F32": DType.F32,
     "F64": DType.F64,
 }
+_NAMES = {dtype: name for name, dtype in _CODES.items()}
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -62,25 +65,25 @@ def read(path: Path) -> dict[str, np.ndarray]:
 def write(path: Path, tensors: Mapping[str, tuple[np.ndarray, DType]]) -> None:
     """Write a safetensors file; a file of that name is replaced only once the new one is complete."""
     import numpy as np
-    from safetensors import serialize
 
-    names = {DType.BF16: "bfloat16"}
-    entries = {
-        name: {
-            "dtype": names.get(dtype, dtype.numpy),
-            "shape": list(array.shape),
-            "data": np.ascontiguousarray(array).tobytes(),
-        }
-        for name, (array, dtype) in tensors.items()
-    }
-    data = serialize(entries)
+    header: dict[str, Any] = {}
+    parts: list[bytes] = []
+    offset = 0
+    for name, (array, dtype) in tensors.items():
+        data = np.ascontiguousarray(array).tobytes()
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(array.shape), "data_offsets": [offset, offset + len(data)]}
+        parts.append(data)
+        offset += len(data)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     except OSError as error:
         raise FormatError(f"cannot write {path}: {error.strerror}") from None
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            file.write(struct.pack("<Q", len(text)) + text)
+            file.writelines(parts)
         os.replace(temporary, path)
     except OSError as error:
         raise FormatError(f"cannot write {path}: {error.strerror}") from None
