@@ -162,7 +162,11 @@ def run(types: list[Type], columns: list[list[Number]], make: Callable[..., Valu
     return interpret(b.finish([result], [STORED[result.type]]), arrays, (len(columns[0]),))[0]
 
 
-SIMPLE = [o for o, r in INSTRUCTIONS.items() if r.arity in (1, 2) and r.result in ("same", "bool") and o not in ("bound", "round", "sqrt")]
+SIMPLE = [
+    o
+    for o, r in INSTRUCTIONS.items()
+    if r.arity in (1, 2) and r.result in ("same", "bool") and o not in ("bound", "round", "sqrt")
+]
 
 
 @pytest.mark.parametrize("op", SIMPLE)
@@ -225,10 +229,21 @@ def fma_cases(type: Type) -> list[tuple[float, float, float]]:
     half, one = 2.0**-digits, 1.0 + 2.0 ** (1 - digits)
     tiny = 2.0 ** (-60 if type is Type.F32 else -500)
     cases += [(s * tiny, tiny, c) for s in (1, -1) for c in (1.0 + 2 * half, one, half, 3.0)]
-    cases += [(s * (1.0 + 2.0**-p), t * (2.0**-digits), u) for s in (1, -1) for t in (1, -1) for u in (1.0, one) for p in (20, 23)]
+    cases += [
+        (s * (1.0 + 2.0**-p), t * (2.0**-digits), u)
+        for s in (1, -1)
+        for t in (1, -1)
+        for u in (1.0, one)
+        for p in (20, 23)
+    ]
     cases += [(1.0 + 2.0 ** -(digits // 2), 1.0 - 2.0 ** -(digits // 2), -1.0), (one, one, -1.0), (one, -one, 1.0)]
     if type is Type.F64:
-        cases += [(5e-324, 0.5, 5e-324), (5e-324, -0.25, 5e-324), (2.0**-537, 2.0**-538, 0.0), (-(2.0**-537), 2.0**-538, 0.0)]
+        cases += [
+            (5e-324, 0.5, 5e-324),
+            (5e-324, -0.25, 5e-324),
+            (2.0**-537, 2.0**-538, 0.0),
+            (-(2.0**-537), 2.0**-538, 0.0),
+        ]
         cases += [(2.0**1000, 2.0**1000, -math.inf), (2.0**1000, 2.0**23, -(2.0**1023)), (2.0**600, 2.0**600, -1.0)]
     return cases
 
@@ -299,7 +314,9 @@ def test_bitcast_makes_nan_canonical() -> None:
 @pytest.mark.parametrize("dtype", [DType.F16, DType.BF16, DType.I8, DType.U8, DType.I16])
 def test_round_is_a_store_and_a_load(dtype: DType) -> None:
     type = dtype.element
-    values = specials(type) + ([65519.0, 65520.0, 1.00390625, 1.01171875, 2.0**-25, 3 * 2.0**-26] if type.is_float else [128, -129, 255])
+    values = specials(type) + (
+        [65519.0, 65520.0, 1.00390625, 1.01171875, 2.0**-25, 3 * 2.0**-26] if type.is_float else [128, -129, 255]
+    )
     got = run([type], [values], lambda b, x: b.round(x, dtype)).tolist()
     for x, value in zip(values, got, strict=True):
         assert same(value, exact_round(x, dtype)), (x, value)
@@ -448,7 +465,7 @@ def test_sum_of_more_than_256_chunks() -> None:
 def test_sum_starts_at_plus_zero() -> None:
     for n in (1, 3, 300):
         b = Builder([], 0)
-        program = b.finish([b.fold_sum(n, lambda k: b.f32(-0.0))], [DType.F32])
+        program = b.finish([b.fold_sum(n, lambda k, b=b: b.f32(-0.0))], [DType.F32])
         assert same(float(interpret(program, [], ())[0]), 0.0)
 
 
@@ -471,7 +488,9 @@ def test_order_free_folds(type: Type) -> None:
     if type.is_int:
         results.append(b.fold_isum(n, lambda k: b.load(0, k)))
     got = interpret(b.finish(results, [STORED[type]] * len(results)), [values, counts], (len(counts),))
-    empty = [-math.inf, math.inf] if type.is_float else [np.iinfo(STORED[type].numpy).min, np.iinfo(STORED[type].numpy).max]
+    empty = (
+        [-math.inf, math.inf] if type.is_float else [np.iinfo(STORED[type].numpy).min, np.iinfo(STORED[type].numpy).max]
+    )
     for position, n in enumerate(counts.tolist()):
         part = values[:n].tolist()
         wants = [*empty, 0]

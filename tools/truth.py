@@ -33,7 +33,7 @@ EXACT: dict[str, Callable[[mpfr], mpfr]] = {
     "gelu_tanh": _gelu_tanh,
     "silu": lambda x: x * _sigmoid(x),
     "mish": lambda x: x * gmpy2.tanh(gmpy2.log1p(gmpy2.exp(x))),
-    "log_sigmoid": lambda x: (x if x < 0 else 0) - gmpy2.log1p(gmpy2.exp(-abs(x))),
+    "log_sigmoid": lambda x: x - gmpy2.log1p(gmpy2.exp(x)) if x < 0 else -gmpy2.log1p(gmpy2.exp(-x)),
 }
 
 # closed interval in which a function is not NaN (everywhere else it is), and the limits at
