@@ -100,7 +100,8 @@ def fill(args: Any, conv: Conv, x_strides: Sequence[int], out_row: int) -> None:
 
     x_strides: those of x as [batch, channels, *spatial], in elements; out_row: elements between output pixels.
     """
-    args.channels, args.outputs, args.groups, args.transposed = conv.channels, conv.outputs, conv.groups, conv.transposed
+    args.channels, args.outputs, args.groups = conv.channels, conv.outputs, conv.groups
+    args.transposed = conv.transposed
     axes = len(conv.x_shape)
     for name, values, missing in (
         ("x_shape", conv.x_shape, 1),

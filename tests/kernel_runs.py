@@ -37,7 +37,13 @@ def run_boxes(
 
 
 def run_pool(
-    kernels: Kernels, name: str, args: Any, shape: tuple[int, int], grain: tuple[int, int], scratch_bytes: int, threads: int
+    kernels: Kernels,
+    name: str,
+    args: Any,
+    shape: tuple[int, int],
+    grain: tuple[int, int],
+    scratch_bytes: int,
+    threads: int,
 ) -> None:
     """Run the kernel as one step of a plan on so many threads."""
     runtime = cpu.runtime()

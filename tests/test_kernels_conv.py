@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from ree.element.fma import fma32
 from ree_kernels import KernelError, cpu
 from ree_kernels.conv import Conv, fill, pack_weights, schedule
-
 from tests.kernel_runs import bits, canonical, pointer, run_boxes, run_pool, special_floats
 
 CHUNK = 256
@@ -99,7 +99,9 @@ def conv1(n: int, c: int, o: int, g: int, x: int, k: int, s: int = 1, p: int = 0
     return Conv(n, c, o, g, (x,), (k,), (s,), (p,), (d,))
 
 
-def conv2(n: int, c: int, o: int, g: int, x: tuple[int, int], k: tuple[int, int], s: int = 1, p: int = 0, d: int = 1) -> Conv:
+def conv2(
+    n: int, c: int, o: int, g: int, x: tuple[int, int], k: tuple[int, int], s: int = 1, p: int = 0, d: int = 1
+) -> Conv:
     return Conv(n, c, o, g, x, k, (s, s), (p, p), (d, d))
 
 

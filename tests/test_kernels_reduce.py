@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ree_kernels import cpu
 
+from ree_kernels import cpu
 from tests.kernel_runs import bits, canonical, pointer, run_boxes, run_pool, special_floats
 
 OPS = ("sum", "max", "min")

@@ -6,8 +6,9 @@ import functools
 
 import numpy as np
 import pytest
-from tests.kernel_runs import DTYPES, pointer, run_boxes, run_pool, special_floats
+
 from ree_kernels import cpu
+from tests.kernel_runs import DTYPES, pointer, run_boxes, run_pool, special_floats
 
 NUMPY = {
     "bool": "bool", "i8": "int8", "u8": "uint8", "i16": "int16", "i32": "int32", "i64": "int64", "u32": "uint32",

@@ -47,7 +47,8 @@ int ree_pack_conv(float *packed, int64_t channels, int64_t outputs, int64_t grou
         memset(packed, 0, (size_t)ree_pack_conv_floats(channels, outputs, groups, taps) * sizeof *packed);
     for (int64_t o = 0; o < outputs; o++) {
         const int64_t g = o / outs, j = o % outs;
-        float *to = packed + g * group_floats(channels, outputs, groups, taps) + j / REE_NR * REE_NR * ins * taps + j % REE_NR;
+        float *group = packed + g * group_floats(channels, outputs, groups, taps);
+        float *to = group + j / REE_NR * REE_NR * ins * taps + j % REE_NR;
         for (int64_t i = 0; i < ins; i++) {
             const float *from = weights + (transposed ? (g * ins + i) * outs + j : o * ins + i) * taps;
             for (int64_t t = 0; t < taps; t++) {
@@ -79,7 +80,8 @@ static void group_block(const conv_source *s, const float *w, int64_t c0, int64_
             t.b = w + panel * depth + k0 * REE_NR + (c - panel);
             t.c = out + c;
             /* the next panel's chunk, or this chunk's successor in the first panel (a fetch may miss) */
-            const float *next = end < c1 ? t.b + REE_NR * depth : w + (c0 - c0 % REE_NR) * depth + (k0 + REE_CHUNK) * REE_NR;
+            const float *first = w + (c0 - c0 % REE_NR) * depth;
+            const float *next = end < c1 ? t.b + REE_NR * depth : first + (k0 + REE_CHUNK) * REE_NR;
             panel_tiles(t, s->rows, end - c, next);
             c = end;
         }

@@ -84,7 +84,8 @@ DEFINE_SCAN(scan_u64, uint64_t, uint64_t, SAME)
 DEFINE_SCAN(scan_f32, float, float, ree_canonical_f32)
 DEFINE_SCAN(scan_f64, double, double, ree_canonical_f64)
 
-static void scan_slices(const ree_scan_args *a, const scan_group *g, int adjacent) {
+static void scan_slices(const ree_scan_args *a, const scan_group *g, int adjacent)
+{
     switch (a->dtype) {
         case REE_BOOL:
         case REE_U8: scan_u8(a, g, adjacent); break;
@@ -100,7 +101,8 @@ static void scan_slices(const ree_scan_args *a, const scan_group *g, int adjacen
 }
 
 /* Dtypes: all but f16 and bf16 (a scan of those is a scan of f32 between casts). */
-void ree_scan(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch) {
+void ree_scan(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch)
+{
     const ree_scan_args *a = args;
     (void)scratch;
     if (a->n == 0) return;

@@ -34,22 +34,26 @@ typedef void (*update_run)(void *out, const void *src, int64_t n, int64_t out_st
     DEFINE_UPDATE(NAME##_max, T, b > a ? b : a)
 
 /* min and max as element programs have them: NaN if either is, -0 below +0. */
-static inline float min_f32(float a, float b) {
+static inline float min_f32(float a, float b)
+{
     if (a != a || b != b) return ree_canonical_f32(a + b);
     if (a == b) return __builtin_signbit(a) ? a : b;
     return a < b ? a : b;
 }
-static inline float max_f32(float a, float b) {
+static inline float max_f32(float a, float b)
+{
     if (a != a || b != b) return ree_canonical_f32(a + b);
     if (a == b) return __builtin_signbit(a) ? b : a;
     return a > b ? a : b;
 }
-static inline double min_f64(double a, double b) {
+static inline double min_f64(double a, double b)
+{
     if (a != a || b != b) return ree_canonical_f64(a + b);
     if (a == b) return __builtin_signbit(a) ? a : b;
     return a < b ? a : b;
 }
-static inline double max_f64(double a, double b) {
+static inline double max_f64(double a, double b)
+{
     if (a != a || b != b) return ree_canonical_f64(a + b);
     if (a == b) return __builtin_signbit(a) ? b : a;
     return a > b ? a : b;
@@ -78,7 +82,8 @@ DEFINE_UPDATE(f64_min, double, min_f64(a, b))
 DEFINE_UPDATE(f64_max, double, max_f64(a, b))
 
 /* The update of op and dtype: any dtype for set, all but f16 and bf16 else. */
-static update_run update_of(int64_t op, int64_t dtype) {
+static update_run update_of(int64_t op, int64_t dtype)
+{
     static const update_run bools[] = {bool_or, bool_and, bool_and, bool_or};
     static const update_run u8[] = {u8_add, u8_mul, u8_min, u8_max};
     static const update_run i8[] = {i8_add, i8_mul, i8_min, i8_max};
@@ -112,7 +117,8 @@ static update_run update_of(int64_t op, int64_t dtype) {
 }
 
 /* The index with negatives counted from the end, or -1 (and *status = 1) outside. */
-static inline int64_t target_of(int64_t index, int64_t extent, int64_t *status) {
+static inline int64_t target_of(int64_t index, int64_t extent, int64_t *status)
+{
     if (index < -extent || index >= extent) {
         *status = 1;
         return -1;
@@ -121,7 +127,8 @@ static inline int64_t target_of(int64_t index, int64_t extent, int64_t *status) 
 }
 
 /* Offsets of a row of slices in out, index and src. */
-static void row_offsets(const ree_scatter_axis_args *a, int64_t row, int64_t offsets[3]) {
+static void row_offsets(const ree_scatter_axis_args *a, int64_t row, int64_t offsets[3])
+{
     offsets[0] = offsets[1] = offsets[2] = 0;
     for (int64_t axis = a->rank - 2; axis >= 0; axis--) {
         int64_t at = row % a->shape[axis];
@@ -132,7 +139,8 @@ static void row_offsets(const ree_scatter_axis_args *a, int64_t row, int64_t off
     }
 }
 
-void ree_scatter_axis(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch) {
+void ree_scatter_axis(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch)
+{
     const ree_scatter_axis_args *a = args;
     (void)scratch;
     const update_run update = update_of(a->op, a->dtype);
@@ -154,7 +162,8 @@ void ree_scatter_axis(const void *args, int64_t r0, int64_t r1, int64_t c0, int6
     }
 }
 
-void ree_scatter_rows(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch) {
+void ree_scatter_rows(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch)
+{
     const ree_scatter_rows_args *a = args;
     (void)scratch;
     const update_run update = update_of(a->op, a->dtype);

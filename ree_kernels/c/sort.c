@@ -13,21 +13,24 @@ enum {
 
 /* ---- keys ------------------------------------------------------------------------- */
 
-static inline uint32_t key_of_f32(uint32_t u) {
+static inline uint32_t key_of_f32(uint32_t u)
+{
     uint32_t magnitude = u & 0x7fffffffu;
     uint32_t ordered = u >> 31 ? ~u : u | 0x80000000u;
     ordered = magnitude == 0 ? 0x80000000u : ordered;
     return magnitude > 0x7f800000u ? 0xffffffffu : ordered;
 }
 
-static inline uint32_t key_of_f16(uint32_t u) {
+static inline uint32_t key_of_f16(uint32_t u)
+{
     uint32_t magnitude = u & 0x7fffu;
     uint32_t ordered = u >> 15 ? ~u & 0xffffu : u | 0x8000u;
     ordered = magnitude == 0 ? 0x8000u : ordered;
     return magnitude > 0x7c00u ? 0xffffu : ordered;
 }
 
-static inline uint64_t key_of_f64(uint64_t u) {
+static inline uint64_t key_of_f64(uint64_t u)
+{
     uint64_t magnitude = u & 0x7fffffffffffffffu;
     uint64_t ordered = u >> 63 ? ~u : u | 0x8000000000000000u;
     ordered = magnitude == 0 ? 0x8000000000000000u : ordered;
@@ -35,7 +38,8 @@ static inline uint64_t key_of_f64(uint64_t u) {
 }
 
 /* keys[i] of elements x[i * step], i < n, for dtypes of at most 32 bits. */
-static void keys_narrow(const ree_sort_args *a, const char *x, int64_t n, uint32_t flip, uint32_t *keys) {
+static void keys_narrow(const ree_sort_args *a, const char *x, int64_t n, uint32_t flip, uint32_t *keys)
+{
     const int64_t step = a->x_step;
 #define FILL(TYPE, KEY)                                      \
     {                                                        \
@@ -60,7 +64,8 @@ static void keys_narrow(const ree_sort_args *a, const char *x, int64_t n, uint32
 #undef FILL
 }
 
-static void keys_wide(const ree_sort_args *a, const char *x, int64_t n, uint64_t flip, uint64_t *keys) {
+static void keys_wide(const ree_sort_args *a, const char *x, int64_t n, uint64_t flip, uint64_t *keys)
+{
     const uint64_t *p = (const uint64_t *)x;
     const int64_t step = a->x_step;
     if (a->dtype == REE_F64) {
@@ -72,7 +77,8 @@ static void keys_wide(const ree_sort_args *a, const char *x, int64_t n, uint64_t
 }
 
 /* Bits that a key of this dtype may have set. */
-static int key_bits(int64_t dtype) {
+static int key_bits(int64_t dtype)
+{
     int64_t bytes = ree_dtype_bytes(dtype);
     return dtype == REE_BF16 ? 32 : (int)(8 * bytes);
 }
@@ -146,7 +152,8 @@ typedef struct {
     uint64_t flip;
 } row_keys;
 
-static row_keys row_open(const ree_sort_args *a, int64_t row) {
+static row_keys row_open(const ree_sort_args *a, int64_t row)
+{
     row_keys keys;
     keys.a = a;
     keys.x = (const char *)a->x + row * a->x_row * ree_dtype_bytes(a->dtype);
@@ -156,7 +163,8 @@ static row_keys row_open(const ree_sort_args *a, int64_t row) {
 }
 
 /* Keys of elements [i, i + n), n <= BLOCK. */
-static void row_block(const row_keys *row, int64_t i, int64_t n, uint64_t *keys) {
+static void row_block(const row_keys *row, int64_t i, int64_t n, uint64_t *keys)
+{
     const char *x = row->x + i * row->a->x_step * ree_dtype_bytes(row->a->dtype);
     if (row->bits == 64) {
         keys_wide(row->a, x, n, row->flip, keys);
@@ -168,7 +176,8 @@ static void row_block(const row_keys *row, int64_t i, int64_t n, uint64_t *keys)
 }
 
 /* Largest leading key part such that at least k keys have it or a smaller one. */
-static uint64_t select_cut(const row_keys *row, int64_t n, int64_t k, int shift) {
+static uint64_t select_cut(const row_keys *row, int64_t n, int64_t k, int shift)
+{
     int64_t count[2][1 << SELECT_BITS]; /* two, so that equal neighbours do not wait for each other */
     memset(count, 0, sizeof count);
     uint64_t keys[BLOCK];
@@ -207,7 +216,8 @@ static uint64_t select_cut(const row_keys *row, int64_t n, int64_t k, int shift)
 DEFINE_ROW(narrow)
 DEFINE_ROW(wide)
 
-static void sort_row(const ree_sort_args *a, int64_t r, int shift, uint64_t cut, int64_t c0, int64_t c1, void *scratch) {
+static void sort_row(const ree_sort_args *a, int64_t r, int shift, uint64_t cut, int64_t c0, int64_t c1, void *scratch)
+{
     row_keys row = row_open(a, r);
     int64_t *out = a->out + r * a->out_row;
     if (row.bits == 64 || a->n >= NARROW_MAX)
@@ -216,18 +226,21 @@ static void sort_row(const ree_sort_args *a, int64_t r, int shift, uint64_t cut,
         narrow_row(&row, a->n, shift, cut, c0, c1, out, scratch);
 }
 
-int64_t ree_sort_scratch_bytes(int64_t n, int64_t dtype) {
+int64_t ree_sort_scratch_bytes(int64_t n, int64_t dtype)
+{
     int wide = key_bits(dtype) == 64 || n >= NARROW_MAX;
     return 2 * (n + 1) * (int64_t)(wide ? sizeof(wide_item) : sizeof(narrow_item));
 }
 
-void ree_argsort(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch) {
+void ree_argsort(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch)
+{
     const ree_sort_args *a = args;
     for (int64_t r = r0; r < r1; r++) sort_row(a, r, 0, ~(uint64_t)0, c0, c1, scratch);
 }
 
 /* The first k positions of the stable argsort. */
-void ree_argtopk(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch) {
+void ree_argtopk(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch)
+{
     const ree_sort_args *a = args;
     if (c1 <= c0) return;
     for (int64_t r = r0; r < r1; r++) {
