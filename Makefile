@@ -4,17 +4,17 @@
 #   make PYTHON=python3.12 ...        another interpreter for the environment
 #   make PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" ...   torch without CUDA libraries
 
-PYTHON    ?= python3
-VENV      ?= .venv
-PIP_FLAGS ?=
-JOBS      ?= 2
+PYTHON     ?= python3
+VENV       ?= .venv
+PIP_FLAGS  ?=
+FUZZ_COUNT ?= 20000
 
 BIN     := $(VENV)/bin
 PY      := $(BIN)/python
 STAMPS  := $(VENV)/stamps
 SOURCES := pyproject.toml $(wildcard setup.py) $(wildcard ree_kernels/*.py) $(wildcard ree_kernels/c/*)
 
-.PHONY: help install demo test lint bench bench-quick fuzz exhaustive cross clean
+.PHONY: help install demo test lint bench bench-quick fuzz exhaustive cross cross-quick clean
 .DELETE_ON_ERROR:
 
 help:
@@ -58,7 +58,7 @@ demo: $(STAMPS)/demo
 	$(BIN)/ree demo
 
 test: $(STAMPS)/test
-	$(PY) -m pytest $(PYTEST_FLAGS)
+	$(PY) -m pytest -m "not cross" $(PYTEST_FLAGS)
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .
@@ -66,16 +66,36 @@ lint: $(STAMPS)/dev
 	$(BIN)/mypy
 
 bench: $(STAMPS)/dev
+	$(PY) benchmarks/matmul.py
+	$(PY) benchmarks/conv.py
+	$(PY) benchmarks/pointwise.py
 	$(PY) benchmarks/models.py
 	$(PY) benchmarks/reproducibility.py
 	$(PY) benchmarks/memory.py
 	$(PY) benchmarks/startup.py
 
 bench-quick: $(STAMPS)/dev
+	$(PY) benchmarks/matmul.py --quick
+	$(PY) benchmarks/conv.py --quick
+	$(PY) benchmarks/pointwise.py --quick
 	$(PY) benchmarks/models.py --quick
 	$(PY) benchmarks/reproducibility.py --quick
 	$(PY) benchmarks/memory.py --quick
 	$(PY) benchmarks/startup.py --quick
+
+fuzz: $(STAMPS)/test
+	$(PY) -m tests.fuzz_file $(FUZZ_COUNT)
+	HYPOTHESIS_PROFILE=long $(PY) -m pytest -q tests/test_random_graphs.py
+
+exhaustive: $(STAMPS)/test
+	$(PY) benchmarks/exhaustive.py
+
+cross: $(STAMPS)/test
+	./.ci/cross-tools
+	$(PY) -m pytest -q -m cross tests
+
+cross-quick: $(STAMPS)/test
+	$(PY) -m pytest -q -m "cross and not slow" tests
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

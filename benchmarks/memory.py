@@ -35,8 +35,9 @@ def main() -> None:
         return
     models = options.models or (("llama",) if options.quick else MODELS)
     rows = {model: measure_model(model, options) for model in models}
-    ratios = [[m, r["ree_mib"], r["torch_mib"], r["weights_mib"], r["ree_mib"] / r["torch_mib"]] for m, r in rows.items()]
-    print(table(["model", "ree MiB", "torch MiB", "weights MiB", "ree / torch"], ratios))
+    columns = ("ree_mib", "torch_mib", "weights_mib")
+    cells = [[model, *(row[c] for c in columns), row["ree_mib"] / row["torch_mib"]] for model, row in rows.items()]
+    print(table(["model", "ree MiB", "torch MiB", "weights MiB", "ree / torch"], cells))
     write("memory", {"models": rows}, options)
 
 

@@ -75,7 +75,9 @@ def run_levels(engine: str, model: str) -> dict[str, str]:
     for level in _levels(engine):
         env = os.environ | LEVELS[level]
         command = [sys.executable, "-W", "ignore", __file__, "--worker", engine, model, level]
-        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(
+            command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
         if done.returncode != 0:
             sys.exit(f"{engine} on {model} at {level} failed:\n{done.stderr}")
         found |= json.loads(done.stdout.splitlines()[-1])

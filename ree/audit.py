@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ree.audit_causes import cause
 from ree.audit_replay import Call, clone, replay, resolve, run, save
 from ree.errors import Error, UnsupportedError
 
@@ -118,7 +119,8 @@ def audit(
                 found = [outputs[f"1/{number}/{position}"] for position in range(len(call.outputs))]
                 _compare(operator, setting, "instruction set", call.outputs, found)
     for operator in operators:
-        operator.cause = _cause(operator)
+        name = resolve(operator.target)._schema.name.removeprefix("aten::").rstrip("_")
+        operator.cause = cause(name, (change.kind for change in operator.changes))
     return Report(operators, skipped)
 
 
@@ -259,9 +261,7 @@ def _candidates(call: Call, batch: int) -> list[tuple[int, ...]]:
     """Which arguments may carry the batch: all whose axis 0 fits, else one of them."""
     import torch
 
-    fits = [
-        n for n, a in enumerate(call.args) if isinstance(a, torch.Tensor) and a.dim() > 0 and a.shape[0] == batch
-    ]
+    fits = [n for n, a in enumerate(call.args) if isinstance(a, torch.Tensor) and a.dim() > 0 and a.shape[0] == batch]
     return [tuple(fits), *((n,) for n in fits if len(fits) > 1)] if fits else []
 
 
@@ -347,57 +347,3 @@ def _ordered(bits: Any) -> Any:
     wide = bits.to(torch.int64)
     magnitude = wide & torch.iinfo(bits.dtype).max
     return torch.where(wide < 0, -magnitude, wide)
-
-
-# -- causes -----------------------------------------------------------------------------------
-
-_FAMILIES: tuple[tuple[str, frozenset[str]], ...] = (
-    ("product", frozenset({"mm", "addmm", "bmm", "baddbmm", "linear", "mv", "addmv", "dot", "matmul", "mkldnn_linear"})),
-    ("product", frozenset({"convolution", "mkldnn_convolution", "_convolution", "conv2d", "slow_conv3d_forward"})),
-    (
-        "attention",
-        frozenset({"_scaled_dot_product_flash_attention_for_cpu", "scaled_dot_product_attention"}),
-    ),
-    (
-        "reduction",
-        frozenset(
-            {"sum", "mean", "var", "var_mean", "std", "prod", "linalg_vector_norm", "norm", "logsumexp"}
-            | {"native_layer_norm", "native_group_norm", "native_batch_norm", "_native_batch_norm_legit_no_training"}
-            | {"_softmax", "_log_softmax", "avg_pool2d", "_adaptive_avg_pool2d", "cumsum"}
-        ),
-    ),
-    (
-        "function",
-        frozenset(
-            {"exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "asin", "acos", "atan"}
-            | {"sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "erfc", "sigmoid", "rsqrt", "pow", "atan2"}
-            | {"gelu", "silu", "softplus", "mish", "elu", "hardswish"}
-        ),
-    ),
-)
-
-_CAUSES = {
-    ("product", "threads"): "threads split the sum over K, or get blocks of another size, so the sums run in another order",
-    ("product", "batch"): "another number of rows picks another matrix kernel, which adds the products in another order",
-    ("product", "instruction set"): "each instruction set has its own matrix kernel: other blocks and orders, FMA or not",
-    ("attention", "threads"): "the blocks of keys that the running softmax combines depend on the threads",
-    ("attention", "batch"): "the blocks of keys that the running softmax combines depend on the shape",
-    ("attention", "instruction set"): "vector width sets the order of the sums and which code computes exp",
-    ("reduction", "threads"): "each thread sums a part, and the parts are added in another order",
-    ("reduction", "batch"): "another shape is reduced along another path, with other partial sums",
-    ("reduction", "instruction set"): "vector width sets how many partial sums there are and how they are added",
-    ("function", "threads"): "where a thread's share ends, elements go through scalar code, which rounds differently",
-    ("function", "batch"): "elements at the end of the tensor go through scalar code, which rounds differently",
-    ("function", "instruction set"): "each instruction set (and libm) approximates the function with code of its own",
-}
-_REPEAT = "the same call gives different bits from run to run: its threads race, or it reads uninitialised memory"
-_OTHER = "the kernel of this setting computes in another order"
-
-
-def _cause(operator: Operator) -> str:
-    """One sentence for each kind of change, by the operator's family."""
-    name = resolve(operator.target)._schema.name.removeprefix("aten::").rstrip("_")
-    family = next((f for f, names in _FAMILIES if name in names), "")
-    kinds = dict.fromkeys(change.kind for change in operator.changes)
-    texts = [_REPEAT if kind == "repeat" else _CAUSES.get((family, kind), _OTHER) for kind in kinds]
-    return "; ".join(dict.fromkeys(texts))

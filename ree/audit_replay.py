@@ -94,9 +94,7 @@ def load(folder: Path) -> list[Call]:
 
     tensors = load_file(str(folder / "inputs.safetensors"))
     records = json.loads((folder / "calls.json").read_text(encoding="utf-8"))
-    return [
-        Call(r["target"], tuple(_decode(r["args"], tensors)), dict(_decode(r["kwargs"], tensors))) for r in records
-    ]
+    return [Call(r["target"], tuple(_decode(r["args"], tensors)), dict(_decode(r["kwargs"], tensors))) for r in records]
 
 
 def _encode(value: Any, tensors: dict[str, Any]) -> Any:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 
 from ree.errors import Error, InputError, VerificationError
@@ -25,7 +26,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_err = Console(stderr=True)
 _out = Console(width=None if sys.stdout.isatty() else 140)
 
 # The root of click's errors; typer carries a copy of click, whose place differs between its versions.
@@ -59,12 +59,14 @@ def compile(
     """Compile a model to a .ree file."""
     import ree
     from ree import loaders
+    from ree.peers import silence
 
-    with _err.status("loading the model"):
+    with _status("loading the model") as status:
         loaded = loaders.load(source)
-    with _err.status("compiling"):
-        program = ree.compile(loaded.model, loaded.example_inputs, loaded.dynamic_shapes)
-    with _err.status("writing"):
+        status.update("compiling")
+        with silence():  # torch.export prints what it traced
+            program = ree.compile(loaded.model, loaded.example_inputs, loaded.dynamic_shapes)
+        status.update("writing")
         program.save(output)
     result = {
         "file": str(output),
@@ -148,7 +150,7 @@ def bench(
     """Time a model: ree against eager, torch.compile and, if installed, onnxruntime."""
     from ree import bench as bench_module
 
-    with _err.status("preparing") as status:
+    with _status("preparing") as status:
         result = bench_module.bench(source, threads, rounds, lambda step: status.update(step))
     if as_json:
         _print(result, True)
@@ -168,7 +170,7 @@ def audit(source: Model, as_json: Json = False) -> None:
     from ree import audit as audit_module
     from ree import loaders
 
-    with _err.status("loading the model") as status:
+    with _status("loading the model") as status:
         loaded = loaders.load(source)
         report = audit_module.audit(
             loaded.model, loaded.example_inputs, progress=lambda step: status.update(f"auditing: {step}")
@@ -198,7 +200,7 @@ def demo(as_json: Json = False) -> None:
     """A trained model under every instruction set, thread count and batch size: one digest."""
     from ree import demo as demo_module
 
-    with _err.status("preparing") as status:
+    with _status("preparing") as status:
         result = demo_module.demo(lambda step: status.update(step))
     if as_json:
         _print(result.to_json(), True)
@@ -209,6 +211,11 @@ def demo(as_json: Json = False) -> None:
 
 
 # -- helpers ------------------------------------------------------------------------
+
+
+def _status(text: str) -> Status:
+    """A progress line on standard error, shown on terminals only."""
+    return Console(file=sys.stderr).status(text)
 
 
 def _sizes(texts: list[str]) -> dict[str, int]:

@@ -1,8 +1,8 @@
 """The demonstration: a trained model under every instruction set, thread count and batch size.
 
-Every row of the table is a fresh process (`ree.demo_worker`) that embeds the same sentences;
-its digest is over the embeddings of all sentences, so runs with batches of 1 and of 8 compare.
-torch runs the same exported model under its own instruction sets.
+Every instruction set and thread count is a fresh process (`ree.demo_worker`) that embeds the
+same sentences; a digest is over the embeddings of all sentences, so runs with
+batches of 1 and of 8 compare. torch runs the same exported model under its own instruction sets.
 """
 
 from __future__ import annotations
@@ -118,17 +118,17 @@ def _capabilities() -> Sequence[str]:
 
 
 def _run(folder: Path, engine: str, instructions: str, threads: int) -> list[Row]:
-    """One fresh process for each batch size; its embeddings stay in the folder."""
-    rows = []
-    for batch in BATCHES:
-        request = {"engine": engine, "threads": threads, "batch": batch, "folder": str(folder)}
-        request["output"] = str(folder / f"{engine}-{instructions}-{threads}-{batch}.npy")
-        reply = run_worker(request, {"REE_ISA" if engine == "ree" else "ATEN_CPU_CAPABILITY": instructions})
-        rows.append(Row(engine, instructions, threads, batch, reply["time_ms"], 0.0, reply["digest"]))
-    return rows
+    """A fresh process, one row for each batch size; its embeddings stay in the folder."""
+    request = {"engine": engine, "threads": threads, "batches": BATCHES, "folder": str(folder)}
+    request["output"] = str(folder / f"{engine}-{instructions}-{threads}")
+    replies = run_worker(request, {"REE_ISA" if engine == "ree" else "ATEN_CPU_CAPABILITY": instructions})
+    return [
+        Row(engine, instructions, threads, batch, reply["time_ms"], 0.0, reply["digest"])
+        for batch, reply in zip(BATCHES, replies, strict=True)
+    ]
 
 
-def run_worker(request: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
+def run_worker(request: dict[str, Any], environment: dict[str, str]) -> list[dict[str, Any]]:
     """What `ree.demo_worker` answers in a fresh process with these environment variables."""
     root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
@@ -138,7 +138,7 @@ def run_worker(request: dict[str, Any], environment: dict[str, str]) -> dict[str
     if done.returncode != 0:
         tail = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise Error(f"the run of {request['engine']} with {environment} failed: {tail[0]}")
-    return dict(json.loads(done.stdout))
+    return list(json.loads(done.stdout))
 
 
 def _with_error(row: Row, folder: Path, exact: Any) -> Row:

@@ -26,7 +26,7 @@ def describe(program: Program, sizes: Mapping[str, int] | None = None) -> dict[s
     graph = bind(program.graph, binding) if binding else program.graph
     plan = program.plan(tuple(binding.values()))
     description = file.describe(program.graph, program.input_structure, program.output_structure)
-    digests = [digest for _, _, digest in description["constants"]]
+    weights = zip(graph.constants, (digest for _, _, digest in description["constants"]), strict=True)
     return {
         "program_id": program.program_id.hex(),
         "inputs": {i.name: str(i.type) for i in program.graph.inputs},
@@ -42,7 +42,7 @@ def describe(program: Program, sizes: Mapping[str, int] | None = None) -> dict[s
         "weights_bytes": sum(c.type.size_bytes() for c in graph.constants),
         "intermediate_bytes": sum(n.type.size_bytes() for n in graph.nodes),
         "arena_bytes": plan.arena_bytes,
-        "weights": {c.name: {"type": str(c.type), "blake3": digest} for c, digest in zip(graph.constants, digests, strict=True)},
+        "weights": {c.name: {"type": str(c.type), "blake3": digest} for c, digest in weights},
     }
 
 

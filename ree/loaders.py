@@ -172,20 +172,21 @@ def from_transformers(model: Any, name: str, batch: int = 2, length: int = 16) -
     config.use_cache = False
     model = model.eval()
     batch_dim = Dim("batch", min=1, max=4096)
+    generator = torch.Generator().manual_seed(0)
     parameters = inspect.signature(model.forward).parameters
     if "pixel_values" in parameters and "input_ids" not in parameters:
         size = _image_size(config)
-        pixels = torch.randn(batch, getattr(config, "num_channels", 3), *size, generator=torch.Generator().manual_seed(0))
+        pixels = torch.randn(batch, getattr(config, "num_channels", 3), *size, generator=generator)
         return Loaded(name, wrapped(model, ("pixel_values",)), (pixels,), ({0: batch_dim},))
     if "input_ids" not in parameters or getattr(config, "is_encoder_decoder", False):
-        raise InputError(f"{name}: {type(model).__name__} takes no input_ids or pixel_values alone; use FILE.py:FACTORY")
+        raise InputError(f"{name}: {type(model).__name__} takes other inputs; use FILE.py:FACTORY")
     limit = getattr(config, "max_position_embeddings", None) or SEQUENCE_MAX
     shape = {0: batch_dim, 1: Dim("sequence", min=1, max=int(limit))}
-    generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, config.vocab_size, (batch, min(length, int(limit))), generator=generator)
     if is_causal(model):
         return Loaded(name, wrapped(model, ("input_ids",)), (ids,), (shape,))
-    return Loaded(name, wrapped(model, ("input_ids", "attention_mask")), (ids, torch.ones_like(ids)), (shape, dict(shape)))
+    inputs = (ids, torch.ones_like(ids))
+    return Loaded(name, wrapped(model, ("input_ids", "attention_mask")), inputs, (shape, dict(shape)))
 
 
 def is_causal(model: Any) -> bool:

@@ -124,11 +124,15 @@ def export_onnx(module: Any, inputs: tuple[Any, ...], path: Path, dynamic_shapes
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Without warnings, log lines below ERROR, and text on standard output."""
+    """Without warnings, log lines below ERROR, and text on standard output and error."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

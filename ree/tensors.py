@@ -71,9 +71,10 @@ def write(path: Path, tensors: Mapping[str, tuple[np.ndarray, DType]]) -> None:
     offset = 0
     for name, (array, dtype) in tensors.items():
         data = np.ascontiguousarray(array).tobytes()
-        header[name] = {"dtype": _NAMES[dtype], "shape": list(array.shape), "data_offsets": [offset, offset + len(data)]}
+        end = offset + len(data)
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(array.shape), "data_offsets": [offset, end]}
         parts.append(data)
-        offset += len(data)
+        offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     try:

@@ -11,7 +11,6 @@ import torch
 from ree import audit, audit_replay
 from ree.errors import UnsupportedError
 
-
 PROCESSES = {
     "everything portable": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"},
     "ATen portable": audit.PROCESSES["ATen portable"],
