@@ -42,6 +42,7 @@ _TORCH_NAMES = {
 _FROM_TORCH_NAMES = {f"torch.{name}": dtype for dtype, name in _TORCH_NAMES.items()}
 # calls that only assert something about shapes, which the program's own checks state again
 _ASSERTIONS = re.compile(r"aten\.(_assert_scalar|_assert_async|_assert_tensor_metadata|sym_constrain_range)|.*\.lift_fresh$")
+_SYMBOL_MAX = 1 << 31
 _WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 
 
@@ -257,6 +258,7 @@ class _Importer(Importer):
 
     def run(self) -> Captured:
         signature = self.program.graph_signature
+        self.lowering.symbols = self._ranges()
         user_inputs = self._placeholders(signature)
         if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
             names = sorted({*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()})
@@ -307,16 +309,18 @@ class _Importer(Importer):
             raise UnsupportedError(f"{name} is a {type(tensor).__name__}, not a tensor")
         return self.lowering.constant(to_numpy(tensor), from_torch_dtype(tensor.dtype), name)
 
-    def _symbols(self, graph: Graph) -> dict[str, tuple[int, int]]:
-        needed = {s for i in graph.inputs for n in i.type.shape for s in dims.symbols(n)}
-        ranges = {str(k): v for k, v in self.program.range_constraints.items()}
+    def _ranges(self) -> dict[str, tuple[int, int]]:
+        """Smallest and largest value of every symbol of the export."""
         result = {}
-        for name in sorted(needed):
-            bounds = ranges.get(name)
-            low = int(bounds.lower) if bounds is not None else 0
-            high = int(bounds.upper) if bounds is not None and bounds.upper.is_finite else 1 << 31
-            result[name] = (max(low, 0), min(high, 1 << 31))
+        for symbol, bounds in self.program.range_constraints.items():
+            high = int(bounds.upper) if bounds.upper.is_finite else _SYMBOL_MAX
+            result[str(symbol)] = (max(int(bounds.lower), 0), min(high, _SYMBOL_MAX))
         return result
+
+    def _symbols(self, graph: Graph) -> dict[str, tuple[int, int]]:
+        """The symbols that the inputs' shapes bind."""
+        needed = {s for i in graph.inputs for n in i.type.shape for s in dims.symbols(n)}
+        return {name: self.lowering.symbols.get(name, (0, _SYMBOL_MAX)) for name in sorted(needed)}
 
 
 def source_of(node: Any) -> str:

@@ -8,11 +8,10 @@ so shapes compare structurally.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-Extent = "int | Dim"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +74,9 @@ class Dim:
 
     def __mod__(self, other: int | Dim) -> int | Dim:
         return mod(self, other)
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         parts = []
@@ -153,20 +155,62 @@ def mod(a: int | Dim, b: int | Dim) -> int | Dim:
     return _function("mod", a, b)
 
 
-def minimum(a: int | Dim, b: int | Dim) -> int | Dim:
+def minimum(a: int | Dim, b: int | Dim, ranges: Ranges | None = None) -> int | Dim:
+    """The smaller; one of the two where the symbols' ranges decide it."""
     if isinstance(a, int) and isinstance(b, int):
         return min(a, b)
-    return a if a == b else _function("min", a, b)
+    low, high = bounds(a - b, ranges or {})
+    if high <= 0:
+        return a
+    if low >= 0:
+        return b
+    return _function("min", a, b)
 
 
-def maximum(a: int | Dim, b: int | Dim) -> int | Dim:
+def maximum(a: int | Dim, b: int | Dim, ranges: Ranges | None = None) -> int | Dim:
+    """The larger; one of the two where the symbols' ranges decide it."""
     if isinstance(a, int) and isinstance(b, int):
         return max(a, b)
-    return a if a == b else _function("max", a, b)
+    low, high = bounds(a - b, ranges or {})
+    if high <= 0:
+        return b
+    if low >= 0:
+        return a
+    return _function("max", a, b)
 
 
 def is_static(value: int | Dim) -> bool:
     return isinstance(value, int)
+
+
+Ranges = Mapping[str, tuple[int, int]]
+
+
+def bounds(value: int | Dim, ranges: Ranges) -> tuple[float, float]:
+    """(smallest, largest) that an expression can be while its symbols stay in their ranges; may be wide."""
+    if isinstance(value, int):
+        return value, value
+    low, high = 0.0, 0.0
+    for monomial, coefficient in value.terms:
+        corners = [float(coefficient)]
+        for atom in monomial:
+            corners = [c * b if c and b else 0.0 for c in corners for b in _atom_bounds(atom, ranges)]
+        low, high = low + min(corners), high + max(corners)
+    return low, high
+
+
+def _atom_bounds(atom: Atom, ranges: Ranges) -> tuple[float, float]:
+    if atom.op == "sym":
+        return ranges.get(atom.args[0], (-math.inf, math.inf))
+    (low, high), (other_low, other_high) = (bounds(argument, ranges) for argument in atom.args)
+    if atom.op in ("min", "max"):
+        pick = min if atom.op == "min" else max
+        return pick(low, other_low), pick(high, other_high)
+    if atom.op == "mod" and other_low > 0:
+        return 0.0, other_high - 1
+    if atom.op == "floordiv" and other_low > 0 and low >= 0:
+        return 0.0 if math.isinf(other_high) else low // other_high, high if math.isinf(high) else high // other_low
+    return -math.inf, math.inf
 
 
 _APPLY: dict[str, Callable[[int, int], int]] = {

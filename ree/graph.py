@@ -115,7 +115,11 @@ def check(graph: Graph) -> None:
         here = graph.first_node + offset
         if any(not 0 <= source < here for source in node.inputs):
             raise GraphError(f"node {here} ({node.op}) reads a value that is not defined before it")
-        inferred = operator(node.op).infer([graph.type_of(v) for v in node.inputs], node.attrs)
+        rule = operator(node.op)
+        types = [graph.type_of(v) for v in node.inputs]
+        inferred = rule.infer(types, node.attrs)
+        if rule.kind == "pointwise" and not all(_fits(t.shape, node.type.shape) for t in types):
+            raise GraphError(f"node {here}: {node.op} of {[str(t) for t in types]} gives {node.type}")
         if inferred.dtype is not node.type.dtype or not _fits(inferred.shape, node.type.shape):
             raise GraphError(f"node {here}: {node.op} gives {inferred}, the graph says {node.type}")
     if any(not 0 <= output < graph.value_count for output in graph.outputs):

@@ -121,7 +121,11 @@ class Lowering:
         return self.reshape(x, shape)
 
     def broadcast_shape(self, *shapes: Sequence[int | Dim]) -> tuple[int | Dim, ...]:
-        """The common shape by NumPy's rule; two unequal dimensions need one static 1."""
+        """The common shape by NumPy's rule.
+
+        Of two unequal dynamic dimensions the simpler is taken: torch has proved them equal, and
+        they are compared again whenever the program is bound to sizes.
+        """
         rank = max(len(s) for s in shapes)
         result: list[int | Dim] = [1] * rank
         for shape in shapes:
@@ -129,7 +133,9 @@ class Lowering:
                 if result[axis] == 1:
                     result[axis] = extent
                 elif extent != 1 and extent != result[axis]:
-                    raise ShapeError(f"{self.target}: shapes {shapes} do not broadcast")
+                    if isinstance(extent, int) and isinstance(result[axis], int):
+                        raise ShapeError(f"{self.target}: shapes {shapes} do not broadcast")
+                    result[axis] = min(extent, result[axis], key=lambda n: len(str(n)))
         return tuple(result)
 
     def pointwise(self, op: str, *args: T | int | float | bool, dtype: DType | None = None, **attrs: Any) -> T:

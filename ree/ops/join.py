@@ -203,7 +203,7 @@ def _(
     step: int = 1,
 ) -> T:
     axis = ctx.axis(axis, x.rank)
-    first, length = clamp_slice(x.shape[axis], start, end, step)
+    first, length = clamp_slice(x.shape[axis], start, end, step, ctx.symbols)
     src = ctx.broadcast(ctx.cast(src, x.dtype), (*x.shape[:axis], length, *x.shape[axis + 1 :]))
     return ctx.emit("slice_scatter", [x, src], axis=axis, start=first, step=step, length=length)
 

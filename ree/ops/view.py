@@ -107,22 +107,22 @@ def _slice(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs)
 
 
 def clamp_slice(
-    extent: int | Dim, start: int | Dim | None, end: int | Dim | None, step: int
+    extent: int | Dim, start: int | Dim | None, end: int | Dim | None, step: int, ranges: dims.Ranges | None = None
 ) -> tuple[int | Dim, int | Dim]:
-    """Python's slice rule for a positive step: (start, length)."""
+    """Python's slice rule for a positive step: (start, length); ranges: of the dynamic dimensions."""
 
     def clamp(value: int | Dim) -> int | Dim:
         if isinstance(value, int) and value < 0:
             value = value + extent  # type: ignore[operator]
         if isinstance(value, int) and value >= 1 << 62:
             return extent
-        return dims.maximum(0, dims.minimum(value, extent)) if value != 0 else 0
+        return dims.maximum(0, dims.minimum(value, extent, ranges), ranges) if value != 0 else 0
 
     first = clamp(0 if start is None else start)
     last = clamp((1 << 62) if end is None else end)
-    span = last - first
+    span = dims.maximum(0, last - first, ranges)
     length = dims.floordiv(span + (step - 1), step) if step != 1 else span
-    return first, length if isinstance(length, Dim) else max(0, length)
+    return first, length
 
 
 @operator_def("flip", kind="view", infer=same_type, doc="the axes of `axes` read backwards")
@@ -290,7 +290,7 @@ def _(
     ctx: Lowering, x: T, axis: int = 0, start: int | Dim | None = None, end: int | Dim | None = None, step: int = 1
 ) -> T:
     axis = ctx.axis(axis, x.rank)
-    return take_slice(ctx, x, axis, *clamp_slice(x.shape[axis], start, end, step), step)
+    return take_slice(ctx, x, axis, *clamp_slice(x.shape[axis], start, end, step, ctx.symbols), step)
 
 
 @lowers("aten.narrow.default")
@@ -367,7 +367,7 @@ def _(ctx: Lowering, x: T, indices: Sequence[int], axis: int = 0) -> tuple[T, ..
     axis = ctx.axis(axis, x.rank)
     extent = static_extent(ctx, x, axis)
     starts, ends = (0, *indices), (*indices, extent)
-    spans = [clamp_slice(extent, start, end, 1) for start, end in zip(starts, ends, strict=True)]
+    spans = [clamp_slice(extent, start, end, 1, ctx.symbols) for start, end in zip(starts, ends, strict=True)]
     return tuple(take_slice(ctx, x, axis, *span) for span in spans)
 
 
