@@ -122,7 +122,7 @@ def load_folder(folder: Path) -> Loaded:
         import transformers
     except ImportError:
         raise InputError("a model folder needs the package transformers: pip install 'ree[hf]'") from None
-    model_class = getattr(transformers, kind, None)
+    model_class: Any = getattr(transformers, kind, None)
     if not (inspect.isclass(model_class) and issubclass(model_class, transformers.PreTrainedModel)):
         raise InputError(f"{folder}: transformers {transformers.__version__} has no model class {kind!r}")
     try:
@@ -231,7 +231,7 @@ def wrapped(model: Any, names: tuple[str, ...]) -> Any:
         def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
             return _main_output(self.model(pixel_values=pixel_values))
 
-    classes = {("pixel_values",): Image, ("input_ids",): Text, ("input_ids", "attention_mask"): TwoInputs}
+    classes: dict[tuple[str, ...], Any] = {("pixel_values",): Image, ("input_ids",): Text, ("input_ids", "attention_mask"): TwoInputs}
     return classes[names]().eval()
 
 
