@@ -2,7 +2,7 @@
 # the project and what the target needs through pip, and leaves a stamp, so that a second call is quick.
 #
 #   make PYTHON=python3.12 ...        another interpreter for the environment
-#   make PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu" ...   torch without CUDA libraries
+#   make PIP_FLAGS="--extra-index-url URL" ...   another source of packages, such as torch without CUDA libraries
 
 PYTHON     ?= python3
 VENV       ?= .venv

@@ -14,12 +14,14 @@ def compile(
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
     device: str = "cpu",
+    seed: int = 0,
 ) -> Program:
     """Compile a model to a program that gives the same bits on every processor.
 
     model: nn.Module (used in its current mode; call .eval() first) or an ExportedProgram;
     example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword
-    arguments; dynamic_shapes: as torch.export.export takes them. Raises CaptureError,
+    arguments; dynamic_shapes: as torch.export.export takes them; seed: of the model's random
+    operators (0 .. 2^64-1; Philox, the same numbers everywhere). Raises CaptureError,
     UnsupportedError (an operator without a definition), DeviceError.
     """
     from ree.capture import capture
@@ -28,7 +30,9 @@ def compile(
     if device != "cpu":
         raise DeviceError(f"device {device!r} is not supported; use 'cpu'")
     args, kwargs = _arguments(example_inputs)
-    captured = capture(model, args, kwargs, dynamic_shapes)
+    if not 0 <= seed < 1 << 64:
+        raise InputError(f"seed {seed} is not in 0 .. 2^64-1")
+    captured = capture(model, args, kwargs, dynamic_shapes, seed)
     return Program(prepare(captured.graph), captured.inputs, captured.outputs, captured.rebuild)
 
 
@@ -47,10 +51,11 @@ def _arguments(example_inputs: Any) -> tuple[Sequence[Any] | None, Mapping[str, 
 def threads(n: int | None = None) -> int:
     """The number of threads that runs use; `n` sets it. Results never depend on it."""
     import ree_kernels.cpu as cpu
+    from ree_kernels import KernelError
 
     try:
         return cpu.threads(n)
-    except cpu.KernelError as error:
+    except KernelError as error:
         raise InputError(str(error)) from None
 
 

@@ -87,11 +87,12 @@ def capture(
     args: Sequence[Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
+    seed: int = 0,
 ) -> Captured:
     """Capture a model as a checked graph.
 
     model: nn.Module (exported in its current mode) or ExportedProgram; args, kwargs:
-    example inputs of a module. CaptureError: torch cannot export it; UnsupportedError: an
+    example inputs of a module; seed: of its random operators (0 .. 2^64-1). CaptureError: torch cannot export it; UnsupportedError: an
     operator has no definition.
     """
     import torch
@@ -106,7 +107,9 @@ def capture(
             program = program.run_decompositions(table)
         except Exception as error:
             raise CaptureError(f"torch cannot decompose the model: {_first_line(error)}") from error
-    return _Importer(program).run()
+    importer = _Importer(program)
+    importer.lowering.seed = seed
+    return importer.run()
 
 
 def _export(model: Any, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, dynamic_shapes: Any) -> Any:

@@ -22,7 +22,7 @@ from ree.structure import TENSOR
 
 def compile_graph(graph_module: Any, example_inputs: Sequence[Any]) -> Callable[..., Any]:
     """A callable for a graph of torch.compile; operators without a definition raise UnsupportedError."""
-    from functorch.compile import make_boxed_func
+    from torch._functorch.aot_autograd import make_boxed_func
     from torch._dynamo.backends.common import aot_autograd
 
     def compiler(part: Any, inputs: Sequence[Any]) -> Any:

@@ -66,13 +66,18 @@ class FileData:
             raise FormatError(f"{self.path}: {error.strerror or error}") from None
         if data.size != count or digest(data) != self.digest:
             raise FormatError(f"{self.path}: a weight is truncated or altered")
-        return data.reshape(tuple(int(n) for n in self.type.shape))  # type: ignore[arg-type]
+        return data.reshape(self.type.extents())
 
 
 def digest(data: np.ndarray) -> bytes:
     """BLAKE3 of an array's bytes in C order: the tensor's data root."""
-    flat = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-    return blake3.blake3(memoryview(flat), max_threads=blake3.blake3.AUTO).digest()
+    found: bytes = blake3.blake3(_bytes_of(data), max_threads=blake3.blake3.AUTO).digest()
+    return found
+
+
+def _bytes_of(data: np.ndarray) -> Any:
+    """The array's bytes in C order, as a buffer without a copy where it is contiguous."""
+    return np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
 
 
 # -- writing --------------------------------------------------------------------------
@@ -129,7 +134,7 @@ def _write(path: Path, header: bytes, constants: list[Constant]) -> None:
             file.write(struct.pack("<Q", len(header)))
             file.write(header)
             for constant in constants:
-                file.write(memoryview(np.ascontiguousarray(constant.array()).reshape(-1).view(np.uint8)))
+                file.write(_bytes_of(constant.array()))
         os.replace(temporary, path)
     except OSError as error:
         raise FormatError(f"cannot write {path}: {error.strerror}") from None

@@ -58,6 +58,7 @@ class Lowering:
         self.outputs: tuple[TensorType | None, ...] = ()  # types that torch gives the call being lowered
         self.target = ""
         self.source = ""
+        self.seed = 0  # of all random numbers of the program
         self.random_streams = 0  # random nodes so far: each draws from a stream of its own
 
     # -- values -------------------------------------------------------------------

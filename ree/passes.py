@@ -120,7 +120,7 @@ def _compute(graph: Graph, values: list[int]) -> list[np.ndarray]:
     part = _without_inputs(prune(own_outputs(replace(graph, outputs=list(values)))))
     plan = Planner(part, Weights(part.constants)).run()
     types = [part.type_of(v) for v in part.outputs]
-    results = [np.empty(tuple(int(n) for n in t.shape), t.dtype.numpy) for t in types]  # type: ignore[arg-type]
+    results = [np.empty(t.extents(), t.dtype.numpy) for t in types]
     plan.run([], [r.ctypes.data for r in results])
     return results
 

@@ -195,7 +195,7 @@ def _as_memory(tensor: Any, dtype: DType, name: str) -> tuple[Any, tuple[int, ..
 
 def _new(torch: Any, type: TensorType) -> tuple[Any, int]:
     """A new output (torch tensor or array) and its address."""
-    shape = tuple(int(n) for n in type.shape)  # type: ignore[arg-type]
+    shape = type.extents()
     if torch is not None:
         from ree.capture import to_torch_dtype
 

@@ -20,7 +20,7 @@ def evaluate(graph: Graph, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
     for node in graph.nodes:
         types = [graph.type_of(v) for v in node.inputs]
         program = operator(node.op).program(types, node.type, node.attrs)
-        shape = tuple(int(n) for n in node.type.shape)  # type: ignore[arg-type]
+        shape = node.type.extents()
         (result,) = interpret(program, [values[v] for v in node.inputs], shape)
         values.append(result)
     return [values[v] for v in graph.outputs]

@@ -6,6 +6,7 @@ dtypes are widened by a load and rounded by a store (docs/SPEC.md, "Types").
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -114,14 +115,15 @@ class TensorType:
     def is_static(self) -> bool:
         return all(is_static(extent) for extent in self.shape)
 
+    def extents(self) -> tuple[int, ...]:
+        """The shape of a static type."""
+        if not self.is_static:
+            raise TypeError(f"{self} has a dynamic dimension")
+        return tuple(extent for extent in self.shape if isinstance(extent, int))
+
     def numel(self) -> int:
         """Number of elements of a static shape."""
-        total = 1
-        for extent in self.shape:
-            if not isinstance(extent, int):
-                raise TypeError(f"{self} has a dynamic dimension")
-            total *= extent
-        return total
+        return math.prod(self.extents())
 
     def size_bytes(self) -> int:
         return self.numel() * self.dtype.size_bytes

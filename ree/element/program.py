@@ -322,7 +322,7 @@ class Builder:
     def load_if(self, condition: Value, other: Operand, source: int, *coordinates: Operand) -> Value:
         """`condition ? input[coordinates] : other`, with no access where the condition is false."""
         type = self.inputs[source].dtype.element
-        args = (condition.id, self.as_value(other, type).id)
+        args: tuple[int, ...] = (condition.id, self.as_value(other, type).id)
         args += tuple(self.as_value(c, Type.I64).id for c in coordinates)
         return self._emit("load_if", args, type, (source,))
 

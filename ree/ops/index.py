@@ -15,9 +15,9 @@ from ree.types import DType, TensorType, Type
 MASK_ADVICE = "the result's shape would depend on data; use torch.where or multiply by the mask"
 
 
-def wrapped(b: Builder, index: Value, extent: Value) -> Value:
-    """An index that counts from the end if negative; the run fails where it is out of range."""
-    return b.bound(b.select(index < 0, index + extent, index), extent)
+def wrapped(b: Builder, index: Value, extent: Value, wrap: bool = True) -> Value:
+    """An index that counts from the end if negative (`wrap`); the run fails where it is out of range."""
+    return b.bound(b.select(index < 0, index + extent, index) if wrap else index, extent)
 
 
 def _gather_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
@@ -31,12 +31,12 @@ def _gather_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
 
 
 @operator_def(
-    "gather", kind="any", infer=_gather_type, doc="x[.., index[i, .., j], ..] along `axis`; negative indices wrap"
+    "gather", kind="any", infer=_gather_type, doc="x[.., index[i, .., j], ..] along `axis`"
 )
 def _gather(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     coordinates = b.indices()
     axis = attrs["axis"]
-    coordinates[axis] = wrapped(b, b.load(1, *coordinates), b.extent(0, axis))
+    coordinates[axis] = b.bound(b.load(1, *coordinates), b.extent(0, axis))
     return b.load(0, *coordinates)
 
 
@@ -56,7 +56,7 @@ def _index_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     kind="any",
     infer=_index_type,
     doc="x at indices i (one per axis of `axes`, equal shapes), whose axes "
-    "stand at `place` among the other axes of x; negative indices wrap",
+    "stand at `place` among the other axes of x; negative indices count from the end if `wrap`",
 )
 def _index(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     coordinates = b.indices()
@@ -67,7 +67,7 @@ def _index(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs)
     for axis in range(ins[0].rank):
         if axis in attrs["axes"]:
             index = b.load(1 + attrs["axes"].index(axis), *position)
-            target.append(wrapped(b, index, b.extent(0, axis)))
+            target.append(wrapped(b, index, b.extent(0, axis), attrs["wrap"]))
         else:
             target.append(next(rest))
     return b.load(0, *target)
@@ -141,9 +141,9 @@ def gather(ctx: Lowering, x: T, axis: int, index: T) -> T:
     return ctx.emit("gather", [x, ctx.cast(index, DType.I64)], axis=axis)
 
 
-def index_axis(ctx: Lowering, x: T, axis: int, index: T) -> T:
+def index_axis(ctx: Lowering, x: T, axis: int, index: T, wrap: bool = False) -> T:
     """x taken along one axis at indices of any shape, whose axes replace that axis."""
-    return ctx.emit("index", [x, ctx.cast(index, DType.I64)], axes=(axis,), place=axis)
+    return ctx.emit("index", [x, ctx.cast(index, DType.I64)], axes=(axis,), place=axis, wrap=wrap)
 
 
 @lowers("aten.index_select.default")
@@ -160,7 +160,7 @@ def _(ctx: Lowering, weight: T, index: T, *options: int | bool) -> T:
 
 @lowers("aten.take.default")
 def _(ctx: Lowering, x: T, index: T) -> T:
-    return index_axis(ctx, flatten(ctx, x), 0, index)
+    return index_axis(ctx, flatten(ctx, x), 0, index, wrap=True)
 
 
 @lowers("aten.take_along_dim.default")
@@ -201,7 +201,7 @@ def _(ctx: Lowering, x: T, indices: Sequence[T | None]) -> T:
     if all(index is None for index in indices):
         return x
     axes, tensors = index_tensors(ctx, indices)
-    return ctx.emit("index", [x, *tensors], axes=axes, place=index_place(axes))
+    return ctx.emit("index", [x, *tensors], axes=axes, place=index_place(axes), wrap=True)
 
 
 def _search_node(ctx: Lowering, row: T, x: T | int | float, right: bool, out_int32: bool) -> T:

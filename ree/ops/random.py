@@ -133,7 +133,7 @@ Shape = Sequence[int | Dim]
 def words(ctx: Lowering, shape: Shape, count: int) -> list[T]:
     """The first `count` words of a new random stream."""
     stream, ctx.random_streams = ctx.random_streams, ctx.random_streams + 1
-    return [ctx.emit("philox", shape=tuple(shape), seed=0, stream=stream, word=word) for word in range(count)]
+    return [ctx.emit("philox", shape=tuple(shape), seed=ctx.seed, stream=stream, word=word) for word in range(count)]
 
 
 def uniform(ctx: Lowering, shape: Shape, dtype: DType) -> T:

@@ -7,10 +7,11 @@ a view of an inlined producer, the producer at the view's coordinates.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ree.element.jit import Layout as KernelLayout
+from ree.element.llvm import Layout as KernelLayout
 from ree.element.program import OUT, Builder, Instr, Port, Program, Value, emit, walk
 from ree.graph import Graph
 from ree.ops.spec import operator
@@ -46,10 +47,7 @@ class Kernel:
 
     @property
     def rows(self) -> int:
-        total = 1
-        for extent in self.space[:-1]:
-            total *= extent
-        return total
+        return math.prod(self.space[:-1])
 
     @property
     def cols(self) -> int:
@@ -96,7 +94,7 @@ class Fuser:
         return _drop_unused(kernel)
 
     def _shape(self, value: int) -> tuple[int, ...]:
-        return tuple(int(n) for n in self.graph.type_of(value).shape)  # type: ignore[arg-type]
+        return self.graph.type_of(value).extents()
 
     def _element(self, value: int, index: Sequence[Value]) -> Value:
         """The element of a node of this group at these coordinates; one that is in scope is reused."""
@@ -302,16 +300,9 @@ def merge_axes(kernel: Kernel, keep_last: bool = False) -> Kernel:
             kept[-1].append(axis)
         else:
             kept.append([axis])
-    space = tuple(_product(kernel.space[a] for a in axes) for axes in kept)
+    space = tuple(math.prod(kernel.space[a] for a in axes) for axes in kept)
     inner = [tuple(s[axes[-1]] for axes in kept) for s in strides]
     return _respace(kernel, space, inner)
-
-
-def _product(extents: Sequence[int] | object) -> int:
-    total = 1
-    for extent in extents:  # type: ignore[attr-defined]
-        total *= extent
-    return total
 
 
 def _respace(kernel: Kernel, space: tuple[int, ...], strides: list[tuple[int, ...]]) -> Kernel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from ree.graph import Graph, Node
@@ -49,7 +50,7 @@ class Planner:
         return Plan(self.graph, self.steps, list(dict.fromkeys(self.buffers.values())), self.weights)
 
     def _shape(self, value: int) -> tuple[int, ...]:
-        return tuple(int(n) for n in self.graph.type_of(value).shape)  # type: ignore[arg-type]
+        return self.graph.type_of(value).extents()
 
     def _plan_value(self, value: int, grouper: Grouper) -> None:
         if value in self.groups.inlined or not grouper._is_used(value):
@@ -125,7 +126,7 @@ class Planner:
         node = self._node(value)
         for source in self._sources(node):
             layout = self.layouts[source]
-            if len(layout.shape) == rank and layout.shape[1] != 1 and _product(layout.shape[2:]) != 1:
+            if len(layout.shape) == rank and layout.shape[1] != 1 and math.prod(layout.shape[2:]) != 1:
                 dense = contiguous(layout.shape, channels_last)
                 return channels_last if dense.strides == layout.strides else plain
         return plain
@@ -216,8 +217,3 @@ def _is_identity(kernel: Kernel) -> bool:
     return same and len(body) == 1 and body[0].op == "load" and kernel.program.results == body[0].results
 
 
-def _product(extents: tuple[int, ...]) -> int:
-    total = 1
-    for extent in extents:
-        total *= extent
-    return total

@@ -6,6 +6,7 @@ epilogue that the kernel runs on each finished tile.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +31,7 @@ _BATCH_AXES_MAX = 4
 def space_of(shape: Sequence[int], kind: str) -> tuple[int, int]:
     """Rows and columns of a schedule's output: columns are the last axis, or channels of a convolution."""
     columns = (shape[1] if kind == "conv" else shape[-1]) if shape else 1
-    return _product(shape) // max(1, columns), columns
-
-
-def _product(extents: Sequence[int]) -> int:
-    total = 1
-    for extent in extents:
-        total *= extent
-    return total
+    return math.prod(shape) // max(1, columns), columns
 
 
 class Args:
@@ -128,7 +122,7 @@ def matmul(p: Planner, value: int, epilogue: Step | None) -> list[Step]:
     args.set(b_k=layout_b.strides[-2], b_col=layout_b.strides[-1])
     args.set(batch=[x[0] for x in batch], a_batch=[x[1] for x in batch], b_batch=[x[2] for x in batch])
     rows, cols = space_of(shape, "matmul")
-    plan = cpu.kernels().matmul_plan(m, n, k, cpu.threads(), packed, _product([x[0] for x in batch]))
+    plan = cpu.kernels().matmul_plan(m, n, k, cpu.threads(), packed, math.prod([x[0] for x in batch]))
     step = args.step("matmul", "ree_matmul", (rows, cols), (plan.row_grain, plan.col_grain), plan.scratch_bytes)
     return [*steps, args.host(step, epilogue)]
 
@@ -272,7 +266,7 @@ def _attention_hook(p: Planner, value: int) -> Step:
 def _rows_of(p: Planner, value: int) -> tuple[int, int, int, Slot, list[Step]]:
     """A value as rows along its last axis: (n, row stride, element stride, place, copying steps)."""
     shape = p.layouts[value].shape or (1,)
-    flat = (_product(shape[:-1]), shape[-1])
+    flat = (math.prod(shape[:-1]), shape[-1])
     layout = view("reshape", {}, flat, p.layouts[value])
     if layout is not None:
         return flat[1], layout.strides[0], layout.strides[1], p.pointer(value), []
@@ -291,7 +285,7 @@ def sort(p: Planner, value: int, epilogue: Step | None) -> list[Step]:
     args.point(x=slot, out=p.pointer(value))
     args.set(n=n, k=k, x_row=row, x_step=step, out_row=k, descending=int(descending))
     args.set(dtype=_dtype(p, node.inputs[0]))
-    rows = _product(p.layouts[value].shape[:-1])
+    rows = math.prod(p.layouts[value].shape[:-1])
     scratch = 2 * (n + 1) * 16
     return [*steps, args.step(node.op, f"ree_{node.op}", (rows, k), (1, k), scratch)]
 
@@ -311,7 +305,7 @@ def scan(p: Planner, value: int, epilogue: Step | None) -> list[Step]:
     names = {"cumsum": "REE_CUMSUM", "cumprod": "REE_CUMPROD", "cummax_index": "REE_CUMMAX", "cummin_index": "REE_CUMMIN"}
     args.set(n=n, x_row=row, x_col=0, x_step=step, out_row=n, out_col=0, out_step=1)
     args.set(op=int(getattr(cpu.kernels().lib, names[node.op])), dtype=_dtype(p, node.inputs[0]))
-    rows = _product(p.layouts[value].shape[:-1])
+    rows = math.prod(p.layouts[value].shape[:-1])
     return [*steps, args.step(node.op, "ree_scan", (rows, 1), (max(1, rows // 8), 1))]
 
 
@@ -353,7 +347,7 @@ def _scatter_axis(p: Planner, args: Args, value: int, axis: int) -> Step:
     args.set(out_stride=[out.strides[a] for a in axes] or [0], out_step=out.strides[axis])
     args.set(index_stride=[position.strides[a] for a in axes] or [0], index_step=position.strides[axis])
     args.set(src_stride=[source.strides[a] for a in axes] or [0], src_step=source.strides[axis])
-    rows, cols = _product(shape[:-1]), shape[-1]
+    rows, cols = math.prod(shape[:-1]), shape[-1]
     return args.step("scatter", "ree_scatter_axis", (rows, cols), (max(1, rows // 4), cols))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 import ree_kernels.cpu as cpu
+from ree_kernels import KernelError
 from ree.element import jit
 from ree.errors import DeviceError, LimitError, RunError
 from ree.graph import Graph
@@ -121,9 +122,10 @@ class Plan:
         """Compile all JIT kernels, allocate the arena, and write every pointer that never changes."""
         if self._table is not None:
             return
-        jitted = [s for step in self.steps for s in (step, *step.nested()) if s.kernel is not None]
-        kernels = jit.compile_kernels([(s.kernel.program, s.kernel.structure()) for s in jitted], cpu.kernels().isa)
-        for step, kernel in zip(jitted, kernels, strict=True):
+        every = [s for step in self.steps for s in (step, *step.nested())]
+        jitted = [(s, s.kernel) for s in every if s.kernel is not None]
+        kernels = jit.compile_kernels([(k.program, k.structure()) for _, k in jitted], cpu.kernels().isa)
+        for (step, _), kernel in zip(jitted, kernels, strict=True):
             step.address = kernel.address
             step.keep = (*step.keep, kernel)
         self._allocate()
@@ -139,7 +141,7 @@ class Plan:
     def _allocate(self) -> None:
         try:
             self._arena = cpu.allocate(max(64, self.arena_bytes))
-        except cpu.KernelError:
+        except KernelError:
             raise LimitError(f"no memory for {self.arena_bytes} bytes of intermediate tensors") from None
         self._base = int(cpu.runtime().ffi.cast("uintptr_t", self._arena))
 
@@ -176,7 +178,7 @@ class Plan:
         self._status[0] = 0
         try:
             cpu.run(self._table, len(self.steps))
-        except cpu.KernelError as error:
+        except KernelError as error:
             raise DeviceError(str(error)) from None
         if self._status[0]:
             raise RunError("an index is out of range")

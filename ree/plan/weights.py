@@ -43,3 +43,7 @@ class Weights:
             self._numbers[key] = len(self._packed) - 1
         number = self._numbers[key]
         return number, int(self._packed[number].nbytes)
+
+    def recipe(self, number: int) -> tuple[Any, ...]:
+        """The key under which a packed form was made: kind, constant, and how it is seen."""
+        return next(key for key, found in self._numbers.items() if found == number)

@@ -1,0 +1,117 @@
+"""Random graphs: the planned program has the bits of the interpreter (HYPOTHESIS_PROFILE=long for many)."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ree import reference
+from ree.graph import check
+from ree.lower import Lowering, T
+from ree.passes import prepare
+from ree.program import Program
+from ree.structure import TENSOR
+from ree.types import DType, TensorType
+
+_COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("short", max_examples=60, derandomize=True, **_COMMON)
+settings.register_profile("long", max_examples=3000, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
+
+SPECIAL = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-40, -1e-45, 3e38, 1.0, -2.5], np.float32)
+UNARY = ("neg", "abs", "exp", "tanh", "sqrt", "maximum_zero", "copy")
+BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")
+EXTENTS = st.sampled_from([1, 1, 2, 3, 5, 16, 17, 33])
+
+
+class Maker:
+    """Grows a graph by drawing operators that fit the values at hand."""
+
+    def __init__(self, draw: Any) -> None:
+        self.draw = draw
+        self.lowering = Lowering()
+        self.arrays: list[np.ndarray] = []
+        self.values: list[T] = []
+
+    def input(self, shape: tuple[int, ...]) -> T:
+        seed = self.draw(st.integers(0, 1 << 30))
+        rng = np.random.default_rng(seed)
+        data = rng.standard_normal(shape).astype(np.float32)
+        flat = data.reshape(-1)
+        if flat.size:
+            where = rng.integers(0, flat.size, max(1, flat.size // 6))
+            flat[where] = rng.choice(SPECIAL, where.size)
+        self.arrays.append(data)
+        value = self.lowering.input(f"x{len(self.arrays)}", TensorType(shape, DType.F32))
+        self.values.append(value)
+        return value
+
+    def pick(self) -> T:
+        return self.draw(st.sampled_from(self.values))
+
+    def like(self, shape: tuple[Any, ...]) -> T:
+        """A value of this shape: one at hand, a reshaped or broadcast one, or a new input."""
+        fitting = [v for v in self.values if v.shape == shape]
+        rows = [v for v in self.values if v.shape == (*shape[:-1], 1)] if shape else []
+        choices = [*fitting, *(self.lowering.broadcast(v, shape) for v in rows)]
+        return self.draw(st.sampled_from(choices)) if choices else self.input(shape)
+
+    def step(self) -> None:
+        x, low = self.pick(), self.lowering
+        kind = self.draw(st.sampled_from(["unary", "binary", "reduce", "view", "matmul", "row", "cat"]))
+        if kind == "unary":
+            op = self.draw(st.sampled_from(UNARY))
+            zero = low.full(x.shape, 0.0, DType.F32)
+            self.values.append(low.emit("maximum", [x, zero]) if op == "maximum_zero" else low.emit(op, [x]))
+        elif kind == "binary":
+            self.values.append(low.emit(self.draw(st.sampled_from(BINARY)), [x, self.like(x.shape)]))
+        elif kind == "reduce" and x.rank:
+            axis = self.draw(st.integers(0, x.rank - 1))
+            op = self.draw(st.sampled_from(["sum", "amax", "mean"]))
+            if x.shape[axis] != 0:
+                self.values.append(low.emit(op, [x], axes=(axis,), keepdim=self.draw(st.booleans())))
+        elif kind == "view":
+            self.view(x)
+        elif kind == "matmul" and x.rank >= 2:
+            n = self.draw(EXTENTS)
+            self.values.append(low.emit("matmul", [x, self.like((*x.shape[:-2], x.shape[-1], n))]))
+        elif kind == "row" and x.rank:
+            self.values.append(low.emit("softmax", [x]))
+        elif kind == "cat" and x.rank:
+            axis = self.draw(st.integers(0, x.rank - 1))
+            self.values.append(low.emit("cat", [x, self.like(x.shape)], axis=axis))
+
+    def view(self, x: T) -> None:
+        low = self.lowering
+        choice = self.draw(st.sampled_from(["permute", "flat", "unsqueeze", "slice", "flip"]))
+        if choice == "permute":
+            self.values.append(low.permute(x, self.draw(st.permutations(range(x.rank)))))
+        elif choice == "flat":
+            self.values.append(low.reshape(x, (x.type.numel(),)))
+        elif choice == "unsqueeze" and x.rank < 4:
+            self.values.append(low.unsqueeze(x, self.draw(st.integers(0, x.rank))))
+        elif choice == "slice" and x.rank and isinstance(x.shape[0], int) and x.shape[0] > 1:
+            self.values.append(low.emit("slice", [x], axis=0, start=1, step=1, length=x.shape[0] - 1))
+        elif choice == "flip" and x.rank:
+            self.values.append(low.emit("flip", [x], axes=(x.rank - 1,)))
+
+
+@given(st.data())
+def test_random_graph(data: Any) -> None:
+    maker = Maker(data.draw)
+    maker.input(tuple(data.draw(st.lists(EXTENTS, max_size=3))))
+    for _ in range(data.draw(st.integers(1, 12))):
+        maker.step()
+        if maker.values[-1].type.numel() > 20000:
+            maker.values.pop()
+    outputs = [maker.values[-1], maker.pick()]
+    graph = maker.lowering.finish(outputs)
+    check(graph)
+    expected = reference.evaluate(graph, maker.arrays)
+    program = Program(prepare(graph), {"tuple": [TENSOR] * len(maker.arrays)}, {"list": [TENSOR] * len(outputs)})
+    for found, exact in zip(program.run_flat(maker.arrays), expected, strict=True):
+        assert found.shape == exact.shape and found.tobytes() == exact.tobytes()
