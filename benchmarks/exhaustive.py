@@ -41,7 +41,7 @@ BLOCK = 1 << 22
 STRIDE = 257
 # x Phi(x) and its like are x/2 + O(x**2): on odd subnormals a tie, which no binary64 value breaks
 HALVES = ("gelu", "gelu_tanh", "silu")
-SMALLEST_NORMAL = 2.0**-126
+SMALLEST_HALVED = 2.0**-125  # below, x/2 is subnormal
 _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *[ctypes.c_int64] * 4, ctypes.c_void_p)
 
 
@@ -166,7 +166,7 @@ def check(name: str) -> dict[str, Any]:
     bits, results = candidates(screen)
     screened_s = time.perf_counter() - started
     inputs = bits.view(np.float32)
-    checked = np.abs(inputs) >= SMALLEST_NORMAL if name in HALVES else np.ones(len(bits), dtype=bool)
+    checked = np.abs(inputs) >= SMALLEST_HALVED if name in HALVES else np.ones(len(bits), dtype=bool)
     low, high = truth.domain(name)
     misrounded = []
     for x, got in zip(inputs[checked].tolist(), results[checked], strict=True):
@@ -215,8 +215,8 @@ def table(results: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "(a) For subnormal inputs the result is x/2 plus far less than binary64 can show; odd ones are rounded as",
-        "ties to even, at most 0.5000...1 units in the last place from the exact value. They are not counted.",
+        "(a) For inputs below 2^-125 the result is x/2 plus far less than binary64 can show; where x/2 is a tie it goes",
+        "to even, at most 0.5000...1 units in the last place from the exact value. These are not counted.",
         "",
     ]
     return "\n".join(lines)
