@@ -123,7 +123,8 @@ def load_folder(folder: Path) -> Loaded:
     except ImportError:
         raise InputError("a model folder needs the package transformers: pip install 'ree[hf]'") from None
     model_class: Any = getattr(transformers, kind, None)
-    if not (inspect.isclass(model_class) and issubclass(model_class, transformers.PreTrainedModel)):
+    is_model: bool = inspect.isclass(model_class) and issubclass(model_class, transformers.PreTrainedModel)
+    if not is_model:
         raise InputError(f"{folder}: transformers {transformers.__version__} has no model class {kind!r}")
     try:
         model = _quietly(

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 from ree.dims import Dim, is_static
 
 
-class Type(str, Enum):
+class Type(StrEnum):
     """A type of element-program values."""
 
     BOOL = "bool"
@@ -41,7 +41,7 @@ class Type(str, Enum):
         return {"bool": 1, "i32": 32, "u32": 32, "f32": 32}.get(self.value, 64)
 
 
-class DType(str, Enum):
+class DType(StrEnum):
     """A storage dtype; the value is its canonical name."""
 
     BOOL = "bool"

@@ -97,6 +97,7 @@ def test_case(name: str) -> None:
 def test_index_operators() -> None:
     x, i = torch.randn(5, 6), torch.randint(0, 7, (5, 6))
     assert_same_bits(Lambda(lambda x, i: torch.zeros(5, 7).scatter_add(1, i, x)), x, i)
+    assert_same_bits(Lambda(lambda x, i, s: x.index_add(0, i, s.t())), x, torch.tensor([4, 0, 4]), torch.randn(6, 3))
     assert_same_bits(Lambda(lambda x, i: x.gather(1, i.clamp(max=5))), x, i)
     assert_same_bits(nn.Sequential(nn.Embedding(10, 16), nn.Linear(16, 4)), torch.randint(0, 10, (3, 5)))
 

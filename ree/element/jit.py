@@ -82,8 +82,13 @@ def host_target(isa: str) -> Target:
     if isa not in isas():
         raise DeviceError(f"no ISA {isa!r} here: this processor runs {', '.join(isas())}")
     machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    return machine_target(machine, isa)
+
+
+def machine_target(machine: str, isa: str) -> Target:
+    """The target of an ISA of any machine (x86_64, aarch64, riscv64); DeviceError if it has no such ISA."""
     if (machine, isa) not in _FEATURES:
-        raise DeviceError(f"no code is printed for {machine}")
+        raise DeviceError(f"no code is printed for {machine} {isa}")
     return target_of(f"{machine}-unknown-linux-gnu", _CPU[machine], _FEATURES[machine, isa])
 
 

@@ -194,11 +194,11 @@ def bitcast(a: Array, to: Type) -> Array:
 
 
 def _lowest(type: Type) -> float | int:
-    return -np.inf if type.is_float else int(np.iinfo(NUMPY[type]).min)
+    return -np.inf if type.is_float else int(np.iinfo(np.dtype(NUMPY[type]).name).min)
 
 
 def _highest(type: Type) -> float | int:
-    return np.inf if type.is_float else int(np.iinfo(NUMPY[type]).max)
+    return np.inf if type.is_float else int(np.iinfo(np.dtype(NUMPY[type]).name).max)
 
 
 JOINS: dict[str, tuple[Callable[[Type], float | int | bool], Callable[[Array, Array], Array]]] = {

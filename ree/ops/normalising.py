@@ -141,9 +141,8 @@ class _Batch:
         self.mean = reduce(ctx, "mean", x, axes)
         self.var = reduce(ctx, "var", x, axes, correction=0.0)
         self.rstd = _rstd(ctx, self.var, eps)
-        mean, rstd, weight, bias = (
-            None if v is None else _channels(ctx, v, x.rank) for v in (self.mean, self.rstd, weight, bias)
-        )
+        mean, rstd = (_channels(ctx, v, x.rank) for v in (self.mean, self.rstd))
+        weight, bias = (None if v is None else _channels(ctx, v, x.rank) for v in (weight, bias))
         scaled = ctx.pointwise("mul", ctx.pointwise("sub", x, mean, dtype=x.dtype), rstd, dtype=x.dtype)
         self.out = _affine(ctx, scaled, weight, bias)
 

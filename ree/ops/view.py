@@ -152,7 +152,7 @@ def _strided_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     known = (*shape, *strides, offset, *ins[0].shape)
     if all(isinstance(v, int) for v in known) and 0 not in shape:
         last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-        if not (0 <= offset and 0 <= last < ins[0].shape[0] and min(strides, default=0) >= 0):  # type: ignore[operator]
+        if not (offset >= 0 and 0 <= last < ins[0].shape[0] and min(strides, default=0) >= 0):  # type: ignore[operator]
             raise ShapeError(f"as_strided {shape} by {strides} from {offset} leaves {ins[0]}")
     return TensorType(tuple(shape), ins[0].dtype)
 

@@ -272,9 +272,7 @@ def plain_strides(kernel: Kernel) -> list[tuple[int, ...]] | None:
                     return None
             if strides.setdefault(port, tuple(found)) != tuple(found):
                 return None
-        elif instr.region is not None or instr.op in ("load_if", "param", "bound"):
-            return None
-        elif any(arg in index for arg in instr.args):
+        elif instr.region is not None or instr.op in ("load_if", "param", "bound") or index.keys() & set(instr.args):
             return None
     if len(strides) != len(kernel.ports) or any(result in index for result in kernel.program.results):
         return None

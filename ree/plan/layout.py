@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 Shape = tuple[int, ...]
@@ -88,7 +89,7 @@ def _reshape(source: Layout, shape: Shape) -> Layout | None:
         return Layout(shape, contiguous(shape).strides, source.offset)
     strides = [0] * len(shape)
     for old, new in aligned_groups(source.shape, shape):
-        for outer, inner in zip(old, old[1:], strict=False):
+        for outer, inner in pairwise(old):
             if source.strides[outer] != source.shape[inner] * source.strides[inner]:
                 return None
         step = source.strides[old[-1]]

@@ -295,6 +295,14 @@ def _dtype(p: Planner, value: int) -> int:
     return list(DType).index(p.graph.type_of(value).dtype)
 
 
+_SCANS = {
+    "cumsum": "REE_CUMSUM",
+    "cumprod": "REE_CUMPROD",
+    "cummax_index": "REE_CUMMAX",
+    "cummin_index": "REE_CUMMIN",
+}
+
+
 def scan(p: Planner, value: int, epilogue: Step | None) -> list[Step]:
     node = p.graph.node_of(value)
     assert node is not None and epilogue is None
@@ -302,9 +310,8 @@ def scan(p: Planner, value: int, epilogue: Step | None) -> list[Step]:
     args = Args("ree_scan_args")
     is_index = node.op.endswith("_index")
     args.point(x=slot, **{"indices" if is_index else "out": p.pointer(value)})
-    names = {"cumsum": "REE_CUMSUM", "cumprod": "REE_CUMPROD", "cummax_index": "REE_CUMMAX", "cummin_index": "REE_CUMMIN"}
     args.set(n=n, x_row=row, x_col=0, x_step=step, out_row=n, out_col=0, out_step=1)
-    args.set(op=int(getattr(cpu.kernels().lib, names[node.op])), dtype=_dtype(p, node.inputs[0]))
+    args.set(op=int(getattr(cpu.kernels().lib, _SCANS[node.op])), dtype=_dtype(p, node.inputs[0]))
     rows = math.prod(p.layouts[value].shape[:-1])
     return [*steps, args.step(node.op, "ree_scan", (rows, 1), (max(1, rows // 8), 1))]
 
@@ -319,26 +326,29 @@ def scatter(p: Planner, value: int, epilogue: Step | None) -> list[Step]:
     args.point(out=p.pointer(value), index=p.pointer(index), src=p.pointer(src))
     reduce = {"set": "REE_SET", "add": "REE_ADD", "mul": "REE_MUL", "min": "REE_MIN", "max": "REE_MAX"}
     args.set(op=int(getattr(cpu.kernels().lib, reduce[node.attrs["reduce"]])), dtype=_dtype(p, x))
-    step = _scatter_rows(p, args, value) if rows else _scatter_axis(p, args, value, node.attrs["axis"])
-    step.status = args.field("status")
-    return [copy, step]
+    steps = _scatter_rows(p, args, value) if rows else _scatter_axis(p, args, value, node.attrs["axis"])
+    steps[-1].status = args.field("status")
+    return [copy, *steps]
 
 
-def _scatter_rows(p: Planner, args: Args, value: int) -> Step:
+def _scatter_rows(p: Planner, args: Args, value: int) -> list[Step]:
+    copies: list[Step] = []
     _, index, src = p.graph.node_of(value).inputs  # type: ignore[union-attr]
     extent, inner = p.layouts[value].shape
     row, col = p.layouts[src].strides
     if col not in (0, 1) and inner != 1:
         layout, slot, copy = p.dense(src)
+        copies.append(copy)
+        args.pointers = [(place, at) for place, at in args.pointers if place != args.field("src")]
         args.point(src=slot)
         row, col = layout.strides
     args.set(n=p.layouts[index].shape[0], extent=extent, out_row=inner)
     args.set(src_row=row, src_col=col, index_step=p.layouts[index].strides[0])
     grain = max(64, -(-inner // 4))
-    return args.step("scatter_rows", "ree_scatter_rows", (extent, inner), (extent, grain))
+    return [*copies, args.step("scatter_rows", "ree_scatter_rows", (extent, inner), (extent, grain))]
 
 
-def _scatter_axis(p: Planner, args: Args, value: int, axis: int) -> Step:
+def _scatter_axis(p: Planner, args: Args, value: int, axis: int) -> list[Step]:
     _, index, src = p.graph.node_of(value).inputs  # type: ignore[union-attr]
     out, position, source = p.layouts[value], p.layouts[index], p.layouts[src]
     axes = [a for a in range(len(out.shape)) if a != axis]
@@ -348,7 +358,7 @@ def _scatter_axis(p: Planner, args: Args, value: int, axis: int) -> Step:
     args.set(index_stride=[position.strides[a] for a in axes] or [0], index_step=position.strides[axis])
     args.set(src_stride=[source.strides[a] for a in axes] or [0], src_step=source.strides[axis])
     rows, cols = math.prod(shape[:-1]), shape[-1]
-    return args.step("scatter", "ree_scatter_axis", (rows, cols), (max(1, rows // 4), cols))
+    return [args.step("scatter", "ree_scatter_axis", (rows, cols), (max(1, rows // 4), cols))]
 
 
 SCHEDULES: dict[str, Callable[[Any, int, Step | None], list[Step]]] = {

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 import ree_kernels.cpu as cpu
-from ree_kernels import KernelError
 from ree.element import jit
 from ree.errors import DeviceError, LimitError, RunError
 from ree.graph import Graph
 from ree.plan.fuse import Kernel
 from ree.plan.memory import Interval, place
 from ree.plan.weights import Weights
+from ree_kernels import KernelError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -173,8 +173,8 @@ class Plan:
         self.compile()
         for kind, addresses in (("input", inputs), ("output", outputs)):
             for number, address in enumerate(addresses):
-                for place, offset in self._patches.get((kind, number), ()):
-                    _store(place, address + offset)
+                for pointer, offset in self._patches.get((kind, number), ()):
+                    _store(pointer, address + offset)
         self._status[0] = 0
         try:
             cpu.run(self._table, len(self.steps))
