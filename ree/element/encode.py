@@ -147,9 +147,9 @@ def _number(values: tuple[int, ...], numbers: dict[int, int]) -> None:
 
 def _immediate(op: str, value: int | str) -> int:
     if op in ("convert", "bitcast"):
-        return TYPE_NUMBERS[Type(value)]
+        return TYPE_NUMBERS[Type(str(value))]
     if op == "round":
-        return DTYPE_NUMBERS[DType(value)]
+        return DTYPE_NUMBERS[DType(str(value))]
     number = int(value)
     if op == "const":
         return number

@@ -122,11 +122,11 @@ def _instruction(program: Program, instr: Instr, args: list[np.ndarray], frame: 
                 raise RunError("an index is outside the axis that it names")
             return args[0]
         case "convert":
-            return scalar.convert(args[0], Type(instr.imm[0]))
+            return scalar.convert(args[0], Type(str(instr.imm[0])))
         case "bitcast":
-            return scalar.bitcast(args[0], Type(instr.imm[0]))
+            return scalar.bitcast(args[0], Type(str(instr.imm[0])))
         case "round":
-            dtype = DType(instr.imm[0])
+            dtype = DType(str(instr.imm[0]))
             return scalar.widen(scalar.store(args[0], dtype), dtype)
     return scalar.OPERATIONS[instr.op](*args)
 

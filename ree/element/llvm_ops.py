@@ -73,7 +73,7 @@ class Ops:
         if op in ("convert", "bitcast"):
             return (self.convert if op == "convert" else self.bitcast)(type, result, args[0])
         if op == "round":
-            return self.load_widen(DType(imm[0]), self.store_narrow(DType(imm[0]), args[0]))
+            return self.load_widen(DType(str(imm[0])), self.store_narrow(DType(str(imm[0])), args[0]))
         wide = self.type(type)
         if op == "select":
             return self.select(args[0], wide, args[1], args[2])
