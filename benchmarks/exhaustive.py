@@ -216,8 +216,8 @@ def table(results: dict[str, Any]) -> str:
         )
     lines += [
         "",
-        "(a) For inputs below 2^-125 the result is x/2 plus far less than binary64 can show; where x/2 is a tie it goes",
-        "to even, at most 0.5000...1 units in the last place from the exact value. These are not counted.",
+        "(a) For inputs below 2^-125 the result is x/2 plus far less than binary64 can show; where x/2 is a tie it",
+        "goes to even, at most 0.5000...1 units in the last place from the exact value. These are not counted.",
         "",
     ]
     return "\n".join(lines)

@@ -23,7 +23,29 @@ def _gelu_tanh(x: mpfr) -> mpfr:
 EXACT: dict[str, Callable[[mpfr], mpfr]] = {
     **{
         name: getattr(gmpy2, name)
-        for name in ["exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "erfc"]
+        for name in [
+            "exp",
+            "exp2",
+            "expm1",
+            "log",
+            "log2",
+            "log10",
+            "log1p",
+            "sin",
+            "cos",
+            "tan",
+            "asin",
+            "acos",
+            "atan",
+            "sinh",
+            "cosh",
+            "tanh",
+            "asinh",
+            "acosh",
+            "atanh",
+            "erf",
+            "erfc",
+        ]
     },
     "sigmoid": _sigmoid,
     "rsqrt": lambda x: 1 / gmpy2.sqrt(x),
@@ -46,7 +68,7 @@ DOMAIN: dict[str, tuple[float, float]] = {
     "acosh": (1.0, np.inf),
     "atanh": (-1.0, 1.0),
     "rsqrt": (0.0, np.inf),
-    **dict.fromkeys(("sin", "cos", "tan"), (-3.4028234663852886e+38, 3.4028234663852886e+38)),
+    **dict.fromkeys(("sin", "cos", "tan"), (-3.4028234663852886e38, 3.4028234663852886e38)),
 }
 LIMITS = {("gelu", -np.inf): -0.0, ("gelu_tanh", -np.inf): -0.0, ("silu", -np.inf): -0.0, ("mish", -np.inf): -0.0}
 
