@@ -26,3 +26,10 @@ def test_most_core_operators_are_lowered() -> None:
     missing = [name for name in core if name not in known]
     print(f"{len(core) - len(missing)} of {len(core)} core operators have a rule; missing: {' '.join(missing)}")
     assert len(core) - len(missing) >= 150, missing
+
+
+def test_the_table_of_operators_is_current() -> None:
+    """docs/OPERATORS.md follows from the definitions."""
+    from tools.operators import TARGET, text
+
+    assert TARGET.read_text() == text(), "run python -m tools.operators"
