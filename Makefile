@@ -93,12 +93,14 @@ bench-quick: $(STAMPS)/dev
 
 fuzz: $(STAMPS)/test
 	$(PY) -m tests.fuzz_file $(FUZZ_COUNT)
+	HYPOTHESIS_PROFILE=long $(PY) -m pytest -q tests/test_random_graphs.py
 
 exhaustive: $(STAMPS)/test
 	$(PY) benchmarks/exhaustive.py
 
-cross: $(STAMPS)/test
-	$(PY) -m tools.cross --install --json benchmarks/results/cross.json
+cross: $(STAMPS)/install
+	-./.ci/cross-tools
+	$(PY) -m tools.cross --json benchmarks/results/cross.json
 
 cross-quick: $(STAMPS)/test
 	$(PY) -m tools.cross --quick
