@@ -91,7 +91,7 @@ def measure(layer: tuple[int, ...], seconds: float) -> dict[str, Any]:
     exact = torch.nn.functional.conv2d(*(t.double() for t in plain), stride=stride, padding=padding)
     error = float(np.abs(np.moveaxis(out.reshape(1, *conv.out_shape, outputs), -1, 1) - exact.numpy()).max())
     flops = 2.0 * conv.rows * conv.depth * outputs
-    work = {name: flops for name in taken} | {"peak": float(cpu.kernels().lib.ree_bench_fma(0)) * PEAK_ROUNDS}
+    work = dict.fromkeys(taken, flops) | {"peak": float(cpu.kernels().lib.ree_bench_fma(0)) * PEAK_ROUNDS}
     median = {name: statistics.median(t) for name, t in taken.items()}
     rates = {name: round(work[name] / median[name] / 1e9, 1) for name in taken}
     best = {name: round(work[name] / min(t) / 1e9, 1) for name, t in taken.items()}

@@ -211,9 +211,7 @@ def table(results: dict[str, Any]) -> str:
     for name, row in results.items():
         note = " (a)" if row["ties_left_to_even"] else ""
         error = row["error_before_rounding_log2"]
-        lines.append(
-            f"| {name}{note} | {row['misrounded']} | 2^{error} | {row['candidates']} | {row['operations']} |"
-        )
+        lines.append(f"| {name}{note} | {row['misrounded']} | 2^{error} | {row['candidates']} | {row['operations']} |")
     lines += [
         "",
         "(a) For inputs below 2^-125 the result is x/2 plus far less than binary64 can show; where x/2 is a tie it",

@@ -41,7 +41,9 @@ _TORCH_NAMES = {
 }
 _FROM_TORCH_NAMES = {f"torch.{name}": dtype for dtype, name in _TORCH_NAMES.items()}
 # calls that only assert something about shapes, which the program's own checks state again
-_ASSERTIONS = re.compile(r"aten\.(_assert_scalar|_assert_async|_assert_tensor_metadata|sym_constrain_range)|.*\.lift_fresh$")
+_ASSERTIONS = re.compile(
+    r"aten\.(_assert_scalar|_assert_async|_assert_tensor_metadata|sym_constrain_range)|.*\.lift_fresh$"
+)
 _SYMBOL_MAX = 1 << 31
 _WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 
@@ -92,8 +94,8 @@ def capture(
     """Capture a model as a checked graph.
 
     model: nn.Module (exported in its current mode) or ExportedProgram; args, kwargs:
-    example inputs of a module; seed: of its random operators (0 .. 2^64-1). CaptureError: torch cannot export it; UnsupportedError: an
-    operator has no definition.
+    example inputs of a module; seed: of its random operators (0 .. 2^64-1). CaptureError:
+    torch cannot export it; UnsupportedError: an operator has no definition.
     """
     import torch
 
@@ -281,9 +283,8 @@ class _Importer(Importer):
 
     def _placeholders(self, signature: Any) -> list[Structure]:
         """Binds all placeholders; returns the leaves of the input structure."""
-        from torch.export.graph_signature import InputKind
-
         import torch
+        from torch.export.graph_signature import InputKind
 
         nodes = [n for n in self.program.graph.nodes if n.op == "placeholder"]
         leaves: list[Structure] = []

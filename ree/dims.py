@@ -130,7 +130,7 @@ def floordiv(a: int | Dim, b: int | Dim) -> int | Dim:
 
 
 def _divide_by_monomial(a: Dim, b: Dim) -> int | Dim | None:
-    (divisor, divisor_coefficient), = b.terms
+    ((divisor, divisor_coefficient),) = b.terms
     quotient: dict[Monomial, int] = {}
     for monomial, coefficient in a.terms:
         rest = list(monomial)

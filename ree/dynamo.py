@@ -22,8 +22,8 @@ from ree.structure import TENSOR
 
 def compile_graph(graph_module: Any, example_inputs: Sequence[Any]) -> Callable[..., Any]:
     """A callable for a graph of torch.compile; operators without a definition raise UnsupportedError."""
-    from torch._functorch.aot_autograd import make_boxed_func
     from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch.aot_autograd import make_boxed_func
 
     def compiler(part: Any, inputs: Sequence[Any]) -> Any:
         return make_boxed_func(Runner(part))

@@ -232,7 +232,11 @@ def wrapped(model: Any, names: tuple[str, ...]) -> Any:
         def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
             return _main_output(self.model(pixel_values=pixel_values))
 
-    classes: dict[tuple[str, ...], Any] = {("pixel_values",): Image, ("input_ids",): Text, ("input_ids", "attention_mask"): TwoInputs}
+    classes: dict[tuple[str, ...], Any] = {
+        ("pixel_values",): Image,
+        ("input_ids",): Text,
+        ("input_ids", "attention_mask"): TwoInputs,
+    }
     return classes[names]().eval()
 
 

@@ -213,9 +213,7 @@ class Lowering:
         """The graph, with inputs, constants and nodes renumbered in that order."""
         first = {"input": 0, "constant": len(self._inputs), "node": len(self._inputs) + len(self._constants)}
         number = [first[kind] + position for kind, position in self._handles]
-        nodes = [
-            Node(n.op, tuple(number[i] for i in n.inputs), n.attrs, n.type, n.source) for n in self._nodes
-        ]
+        nodes = [Node(n.op, tuple(number[i] for i in n.inputs), n.attrs, n.type, n.source) for n in self._nodes]
         return Graph(self._inputs, self._constants, nodes, [number[t.id] for t in outputs], dict(self.symbols))
 
     def _handle(self, kind: str, position: int, type: TensorType) -> T:

@@ -37,9 +37,7 @@ def vit() -> torch.nn.Module:
 
 
 def resnet() -> torch.nn.Module:
-    return _config(
-        "ResNetConfig/ResNetForImageClassification", embedding_size=8, hidden_sizes=[16, 32], depths=[1, 2]
-    )
+    return _config("ResNetConfig/ResNetForImageClassification", embedding_size=8, hidden_sizes=[16, 32], depths=[1, 2])
 
 
 def recurrent() -> torch.nn.Module:

@@ -83,7 +83,7 @@ def check(isa: str, conv: Conv, seed: int, layout: str = "last", special: bool =
         wide[..., 2 : 2 + conv.channels] = np.moveaxis(x, 1, -1)
         x = np.moveaxis(wide[..., 2 : 2 + conv.channels], -1, 1)
     out_row = conv.outputs + (3 if layout == "sliced" else 0)
-    kernels, args, out, packed = prepare(isa, conv, x, w, out_row)
+    kernels, args, out, _packed = prepare(isa, conv, x, w, out_row)
     plan = schedule(kernels, conv)
     if threads:
         grain = (plan.row_grain, plan.col_grain)
@@ -186,7 +186,7 @@ def test_epilogue_sees_complete_boxes() -> None:
     rng = np.random.default_rng(3)
     x = rng.standard_normal((1, 60, 12, 13), np.float32)
     w = rng.standard_normal((70, 60, 3, 3), np.float32)
-    _, args, out, packed = prepare(kernels.isa, conv, x, w, 70)
+    _, args, out, _packed = prepare(kernels.isa, conv, x, w, 70)
     seen = np.zeros((conv.rows, 70), np.float32)
     count = np.zeros((conv.rows, 70), int)
 

@@ -51,9 +51,7 @@ def running(op: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (canonical(out) if x.dtype.kind == "f" else out), at
 
 
-def scan(
-    isa: str, op: str, dtype: str, x: np.ndarray, seed: int, threads: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
+def scan(isa: str, op: str, dtype: str, x: np.ndarray, seed: int, threads: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Run the kernel over x [rows, n, cols] of any strides."""
     kernels = cpu.load(isa)
     out, at = np.empty(x.shape, x.dtype), np.full(x.shape, -1, np.int64)

@@ -506,7 +506,7 @@ def test_unknown_isa_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def undefined_symbols(elf: bytes) -> tuple[int, set[str]]:
     """The machine number of a 64-bit ELF object, and the names that it wants from outside."""
     assert elf[:5] == b"\x7fELF\x02"
-    sections_at, = struct.unpack_from("<Q", elf, 40)
+    (sections_at,) = struct.unpack_from("<Q", elf, 40)
     size, count = struct.unpack_from("<HH", elf, 58)
     sections = [struct.unpack_from("<IIQQQQIIQQ", elf, sections_at + i * size) for i in range(count)]
     names: set[str] = set()

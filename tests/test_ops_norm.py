@@ -21,7 +21,7 @@ NAN, INF = float("nan"), float("inf")
 NAMES = """
 nn.functional.layer_norm native_layer_norm nn.functional.group_norm nn.functional.instance_norm softmax
 log_softmax nn.functional.softmin
-""".split()  # noqa: SIM905
+""".split()
 
 
 @pytest.mark.parametrize("name", NAMES)

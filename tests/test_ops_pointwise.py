@@ -24,12 +24,12 @@ nan_to_num clamp clamp_min clamp_max fmax fmin maximum minimum max/binary min/bi
 nn.functional.relu6 nn.functional.hardtanh nn.functional.threshold nn.functional.leaky_relu
 nn.functional.prelu nn.functional.hardshrink nn.functional.softshrink fill full full_like zeros zeros_like
 ones ones_like new_full new_zeros new_ones eye tril triu scalar_tensor clone float int bool
-""".split()  # noqa: SIM905
+""".split()
 CLOSE = """
 sqrt rsub square lerp addcmul addcdiv round/decimals_3 round/decimals_neg_3 nn.functional.hardsigmoid
 nn.functional.hardswish nn.functional.softsign nn.functional.elu nn.functional.selu nn.functional.celu
 nn.functional.glu arange linspace
-""".split()  # noqa: SIM905
+""".split()
 
 
 def _supported(name: str) -> list[torch.dtype]:

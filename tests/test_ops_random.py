@@ -68,7 +68,7 @@ def test_uniform_and_normal_look_so() -> None:
     assert u.min() >= 0 and u.max() < 1 and abs(u.mean() - 0.5) < 0.02 and abs(u.var() - 1 / 12) < 0.005
     np.testing.assert_array_equal(u, (_words((40, 50)) >> 8).astype(np.float32) * np.float32(2**-24))
     (d,) = run(torch.rand_like, like.double())
-    assert d.dtype == np.float64 and 0 <= d.min() and d.max() < 1
+    assert d.dtype == np.float64 and d.min() >= 0 and d.max() < 1
     np.testing.assert_allclose(d, _words((40, 50)).astype(np.float64) * 2.0**-32, atol=2.0**-27)
     for dtype, bits in ((torch.float16, 11), (torch.bfloat16, 8)):
         (narrow,) = run(lambda x, d=dtype: torch.rand_like(x, dtype=d).float(), like)

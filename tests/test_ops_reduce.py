@@ -18,7 +18,7 @@ NAMES = """
 sum mean prod amax amin any all argmax argmin max/reduction_with_dim max/reduction_no_dim
 min/reduction_with_dim min/reduction_no_dim var std var_mean std_mean var/unbiased std/unbiased
 var_mean/unbiased std_mean/unbiased nansum count_nonzero aminmax linalg.vector_norm norm norm/inf logsumexp
-""".split()  # noqa: SIM905
+""".split()
 
 
 EXPONENTIAL = ("logsumexp", "norm", "linalg.vector_norm")  # use exp or pow, which f64 does not have

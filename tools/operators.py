@@ -24,7 +24,7 @@ def text() -> str:
     found = operators()
     parts = [
         "# Operators",
-        "Written by `python -m tools.operators` from the definitions; do not edit. Meaning and order: [SPEC.md](SPEC.md).",
+        "Written by `python -m tools.operators` from the definitions; do not edit. Meaning and order: [SPEC](SPEC.md).",
         "## Instructions of element programs",
         table(("instruction", "operands", "result", "meaning"), instructions),
         "## Folds",

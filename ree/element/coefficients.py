@@ -3,6 +3,7 @@
 Written by tools/minimax.py; each comment says what is approximated, on which range, and the error.
 """
 
+
 def _floats(text: str) -> tuple[float, ...]:
     return tuple(float.fromhex(word) for word in text.split())
 

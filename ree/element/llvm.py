@@ -66,9 +66,7 @@ class Printer:
         """The text of the kernel's function."""
         rows, columns = self.w.do("icmp slt i64 %r0, %r1"), self.w.do("icmp slt i64 %c0, %c1")
         self.w.when(self.w.do(f"and i1 {rows}, {columns}"), self._rows)
-        head = (
-            f"define void @{name}(ptr %args, i64 %r0, i64 %r1, i64 %c0, i64 %c1, ptr %scratch) #0 {{\nentry:\n"
-        )
+        head = f"define void @{name}(ptr %args, i64 %r0, i64 %r1, i64 %c0, i64 %c1, ptr %scratch) #0 {{\nentry:\n"
         return head + "\n".join([*self.w.entry, *self.w.lines, "  ret void", "}"]) + "\n"
 
     def _rows(self) -> list[str]:
@@ -318,9 +316,7 @@ class Printer:
         place = self._element(port, dtype, offset)
         return self.w.do(f"load {STORAGE[dtype]}, ptr {place}, align {dtype.size_bytes}")
 
-    def _load_lanes(
-        self, port: int, dtype: DType, base: str, step: str, offsets: str | None, mask: str | None
-    ) -> str:
+    def _load_lanes(self, port: int, dtype: DType, base: str, step: str, offsets: str | None, mask: str | None) -> str:
         wide = vector(STORAGE[dtype], self.width)
         mask_type = vector("i1", self.width)
         align = ("i32", str(dtype.size_bytes))

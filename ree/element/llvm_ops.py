@@ -343,4 +343,3 @@ def _float_constant(text: str) -> str | None:
     if not is_constant(text):
         return None
     return text.removeprefix("splat (").removesuffix(")").split(" ")[-1]
-

@@ -518,9 +518,7 @@ def emit(
             elif INSTRUCTIONS[instr.op].result in ("same", "bool") and not instr.imm:
                 values[instr.results[0]] = builder.op(instr.op, *args)
             else:
-                values[instr.results[0]] = builder._emit(
-                    instr.op, tuple(a.id for a in args), instr.types[0], instr.imm
-                )
+                values[instr.results[0]] = builder._emit(instr.op, tuple(a.id for a in args), instr.types[0], instr.imm)
 
     def emit_fold(instr: Instr, region: Block, args: list[Value]) -> None:
         def body(*params: Value) -> list[Value]:

@@ -30,9 +30,7 @@ def _gather_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return TensorType(index.shape, x.dtype)
 
 
-@operator_def(
-    "gather", kind="any", infer=_gather_type, doc="x[.., index[i, .., j], ..] along `axis`"
-)
+@operator_def("gather", kind="any", infer=_gather_type, doc="x[.., index[i, .., j], ..] along `axis`")
 def _gather(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     coordinates = b.indices()
     axis = attrs["axis"]

@@ -318,7 +318,5 @@ def _respace(kernel: Kernel, space: tuple[int, ...], strides: list[tuple[int, ..
         lambda condition, other, source, _: other,
     )
     program = builder.finish(results, old.dtypes)
-    layouts = [
-        Layout(space, tuple(s), layout.offset) for s, layout in zip(strides, kernel.layouts, strict=True)
-    ]
+    layouts = [Layout(space, tuple(s), layout.offset) for s, layout in zip(strides, kernel.layouts, strict=True)]
     return Kernel(program, kernel.ports, layouts, [], space, ())

@@ -215,5 +215,3 @@ def _is_identity(kernel: Kernel) -> bool:
     body = [i for i in kernel.program.body if i.op not in ("index", "const")]
     same = len(kernel.layouts) == 2 and kernel.layouts[0].strides == kernel.layouts[1].strides
     return same and len(body) == 1 and body[0].op == "load" and kernel.program.results == body[0].results
-
-

@@ -157,9 +157,7 @@ def _packed_matrix(p: Planner, b: int) -> Slot:
             part = source[:, c0 : c0 + slice_cols]
             pointer = kernels.ffi.cast("float *", packed.ctypes.data)
             data = kernels.ffi.cast("const float *", part.ctypes.data)
-            kernels.lib.ree_pack_b(
-                pointer, n, k, c0, part.shape[1], data, part.strides[0] // 4, part.strides[1] // 4
-            )
+            kernels.lib.ree_pack_b(pointer, n, k, c0, part.shape[1], data, part.strides[0] // 4, part.strides[1] // 4)
         return packed
 
     index, size_bytes = p.weights.packed(key, make)
