@@ -9,7 +9,7 @@ from ree.element.program import Builder, Value
 from ree.errors import DTypeError, ShapeError
 from ree.lower import Lowering, T
 from ree.ops.spec import Attrs, lowers, operator_def, same_type
-from ree.ops.view import clamp_slice
+from ree.ops.view import clamp_slice, take_slice
 from ree.types import DType, TensorType, Type
 
 
@@ -222,6 +222,21 @@ def _(ctx: Lowering, x: T, src: T, axis: int, index: int | Dim) -> T:
 def _(ctx: Lowering, x: T, src: T, offset: int = 0, first: int = 0, second: int = 1) -> T:
     axes = {"axis1": ctx.axis(first, x.rank), "axis2": ctx.axis(second, x.rank)}
     return ctx.emit("diagonal_scatter", [x, ctx.cast(src, x.dtype)], offset=offset, **axes)
+
+
+@lowers("aten.diff.default")
+def _(ctx: Lowering, x: T, n: int = 1, axis: int = -1, prepend: T | None = None, append: T | None = None) -> T:
+    """n times the difference of neighbours along an axis (bool: whether they differ)."""
+    axis = ctx.axis(axis, x.rank)
+    ends = [t for t in (prepend, x, append) if t is not None]
+    x = ends[0] if len(ends) == 1 else cat(ctx, ends, axis)
+    for _ in range(n):
+        length = x.shape[axis] - 1
+        if isinstance(length, int) and length <= 0:
+            return ctx.full((*x.shape[:axis], 0, *x.shape[axis + 1 :]), 0, x.dtype)
+        after, before = take_slice(ctx, x, axis, 1, length), take_slice(ctx, x, axis, 0, length)
+        x = ctx.emit("ne" if x.dtype is DType.BOOL else "sub", [after, before])
+    return x
 
 
 @lowers("aten.diag_embed.default")
