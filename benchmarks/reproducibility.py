@@ -1,7 +1,9 @@
 """How many distinct outputs each engine gives for one input: instruction sets x threads x batch, for several models.
 
-Every combination of engine, model and instruction set is a fresh process. What is compared is
-always the output row of the same input row, alone and as the first of four.
+Each model is exported and compiled once; every combination of engine, model and instruction set is
+a fresh process that loads these files (built anew, the weights would differ already: torch's random
+numbers depend on the instruction set). What is compared is always the output row of the same input
+row, alone and as the first of four.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +54,15 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--models", nargs="*")
     parser.add_argument("--engines", nargs="*")
-    parser.add_argument("--worker", nargs=3, metavar=("ENGINE", "MODEL", "LEVEL"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=3, metavar=("ENGINE", "FOLDER", "LEVEL"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        print(json.dumps(digests(*options.worker)))
+        engine, folder, level = options.worker
+        print(json.dumps(digests(engine, Path(folder), level)))
         return
     engines = options.engines or (("ree", "eager") if options.quick else ENGINES)
     models = options.models or (("mlp",) if options.quick else MODELS)
-    matrix = {model: {engine: run_levels(engine, model) for engine in engines} for model in models}
+    matrix = {model: run_model(model, engines) for model in models}
     text = markdown(matrix)
     print(text)
     path = write("reproducibility", {"configurations": matrix, "levels": LEVELS}, options)
@@ -69,12 +74,38 @@ def main() -> None:
         sys.exit("ree gave different bits")
 
 
-def run_levels(engine: str, model: str) -> dict[str, str]:
+def run_model(model: str, engines: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Engine -> configuration -> digest."""
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(model, Path(folder))
+        return {engine: run_levels(engine, model, Path(folder)) for engine in engines}
+
+
+def prepare(model: str, folder: Path) -> None:
+    """For each batch size N: N.ree, N.pt2 and N.safetensors (the inputs in order)."""
+    import torch
+    from safetensors.torch import save_file
+
+    import ree
+    from benchmarks import zoo
+    from ree import peers
+
+    case = zoo.CASES[model]()
+    for batch in BATCHES:
+        inputs = zoo.with_batch(case, batch)
+        with peers.silence():
+            exported = torch.export.export(case.module, inputs)
+            torch.export.save(exported, str(folder / f"{batch}.pt2"))
+            ree.compile(exported).save(folder / f"{batch}.ree")
+        save_file({str(n): tensor for n, tensor in enumerate(inputs)}, str(folder / f"{batch}.safetensors"))
+
+
+def run_levels(engine: str, model: str, folder: Path) -> dict[str, str]:
     """Configuration "level, threads, batch" -> digest. onnxruntime has no switch for its instruction set."""
-    found = {}
+    found: dict[str, str] = {}
     for level in _levels(engine):
         env = os.environ | LEVELS[level]
-        command = [sys.executable, "-W", "ignore", __file__, "--worker", engine, model, level]
+        command = [sys.executable, "-W", "ignore", __file__, "--worker", engine, str(folder), level]
         done = subprocess.run(
             command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
@@ -92,24 +123,40 @@ def _levels(engine: str) -> tuple[str, ...]:
     return here[-1:] if engine == "onnxruntime" else here
 
 
-def digests(engine: str, model: str, level: str) -> dict[str, str]:
+def digests(engine: str, folder: Path, level: str) -> dict[str, str]:
     """Digests of the first row's output for all thread counts and batch sizes, in this process."""
-    from benchmarks import zoo
     from ree import measure, peers
 
     if engine == "inductor":
         import torch._inductor.config as inductor_config
 
         inductor_config.cpp.simdlen = SIMD_BITS[level]
-    case = zoo.CASES[model]()
     found = {}
-    for threads in THREADS:
-        for batch in BATCHES:
+    for batch in BATCHES:
+        for threads in THREADS:
             with peers.silence():
-                run = peers.make(engine, case.module, zoo.with_batch(case, batch), threads).run
-            rows = [array[:1] for array in run()]
+                rows = [array[:1] for array in _outputs(engine, folder, batch, threads)]
             found[f"{level}, {threads} threads, batch {batch}"] = measure.digest(rows)
     return found
+
+
+def _outputs(engine: str, folder: Path, batch: int, threads: int) -> list[Any]:
+    from safetensors.torch import load_file
+
+    tensors = load_file(str(folder / f"{batch}.safetensors"))
+    inputs = [tensors[str(n)] for n in range(len(tensors))]
+    if engine == "ree":
+        import ree
+
+        ree.threads(threads)
+        program = ree.load(folder / f"{batch}.ree")
+        return program.run_flat([tensor.numpy() for tensor in inputs])
+    import torch
+
+    from ree import peers
+
+    exported = torch.export.load(str(folder / f"{batch}.pt2"))
+    return peers.make(engine, exported.module(), inputs, threads).run()
 
 
 def counts(matrix: dict[str, dict[str, dict[str, str]]]) -> dict[str, dict[str, tuple[int, int]]]:

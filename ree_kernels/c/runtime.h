@@ -12,7 +12,7 @@ int ree_run(const ree_step *steps, int64_t n_steps);
 int ree_set_threads(int64_t n_threads);
 int64_t ree_get_threads(void);
 
-/* Memory for packed weights: 64-byte aligned, from 2 MiB on in huge pages where the system has them. NULL: none left. */
+/* Memory for packed weights: 64-byte aligned, from 2 MiB on in huge pages where there are any. NULL: none left. */
 void *ree_alloc(int64_t bytes);
 void ree_free(void *memory);
 
