@@ -1,0 +1,142 @@
+"""Other processors give the bits of this one: jobs under qemu-user, and that a difference would be seen."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+
+from tools.cross import build, elements, models, targets
+from tools.cross.__main__ import main
+from tools.cross.job import C_KERNELS, MAGIC, Case, Job, symbol_of
+from tools.cross.proof import prove
+from tools.cross.targets import QUICK, CrossError, Processor
+
+
+@pytest.fixture
+def need_tools() -> None:
+    lacking = targets.missing(QUICK)
+    if lacking:
+        pytest.skip(lacking)
+
+
+@pytest.mark.slow
+def test_quick_part_is_equal_everywhere(need_tools: None, tmp_path: Path) -> None:
+    path = tmp_path / "cross.json"
+    assert main(["--quick", "--json", str(path)]) == 0
+    found = json.loads(path.read_text())
+    assert found["equal"] and len(found["cases"]) == len(elements.quick()) + len(models.quick())
+    for case in found["cases"].values():
+        names = set(case["processors"])
+        assert {"aarch64 neon", "riscv64 portable"} < names and len(names) == 3
+        assert {entry["digest"] for entry in case["processors"].values()} == {case["digest"]}
+
+
+@pytest.mark.slow
+def test_contraction_is_refused(need_tools: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels built with the compiler's own default on aarch64 do not pass."""
+    flags = [flag for flag in build.COMMON_FLAGS if flag != "-ffp-contract=off"]
+    assert len(flags) == len(build.COMMON_FLAGS) - 1
+    monkeypatch.setattr(build, "COMMON_FLAGS", [*flags, "-ffp-contract=fast"])
+    with pytest.raises(CrossError, match="fuses"):
+        prove([elements.columns()], [Processor("aarch64", "portable")])
+
+
+def _fake(monkeypatch: pytest.MonkeyPatch, change) -> None:
+    """A processor that gives this one's bytes, changed."""
+    monkeypatch.setattr(build, "build", lambda *_: Path("runner"))
+    cases: dict[str, Case] = {}
+    monkeypatch.setattr(build, "run", lambda _, __, job, *___: change(cases[job.stem].run_here()))
+    monkeypatch.setattr("tools.cross.elements.quick", lambda: [elements.columns(), elements.memory()])
+    monkeypatch.setattr("tools.cross.models.quick", list)
+    cases.update({"0": elements.columns(), "1": elements.memory()})
+
+
+@pytest.mark.parametrize(
+    "change, code",
+    [
+        (lambda data: data, 0),
+        (lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:], 1),
+        (lambda data: data[:-1], 1),
+        (lambda data: data + b"\0", 1),
+        (lambda data: data[:-8] + b"\2" + data[-7:], 1),
+    ],
+)
+def test_a_difference_is_reported(monkeypatch: pytest.MonkeyPatch, capsys, change, code: int) -> None:
+    _fake(monkeypatch, change)
+    monkeypatch.setattr(targets, "missing", lambda _: "")
+    assert main(["--quick"]) == code
+    assert ("DIFFERENT" in capsys.readouterr().out) == bool(code)
+
+
+def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert main(["--quick"]) == 2
+    words = capsys.readouterr().err
+    for tool in ("riscv64-linux-gnu-gcc", "qemu-riscv64", "apt-get install", "libc6-dev-riscv64-cross"):
+        assert tool in words
+
+
+@pytest.fixture(scope="module")
+def plans() -> list[Case]:
+    return models.full()
+
+
+def test_models_call_every_kernel(plans: list[Case]) -> None:
+    """A kernel that is not proved, or proved on one NaN, would look equal too."""
+    import ree_kernels.cpu as cpu
+
+    called = {step.address for case in [*plans, elements.columns()] for step in case.plan.steps if not step.kernel}
+    assert called == {cpu.address(name) for name in C_KERNELS}
+    results = [case.run_here() for case in plans]
+    assert len(set(results)) == len(plans)
+    assert any(step.epilogue for case in plans for step in case.plan.steps)
+
+
+def test_bounds_case_sets_the_status() -> None:
+    assert elements.memory().run_here()[-8:] == (1).to_bytes(8, "little")
+    assert elements.columns().run_here()[-8:] == bytes(8)
+
+
+def test_job_tables_fill_the_file(plans: list[Case]) -> None:
+    for case in plans:
+        symbols = build.symbols_of(case.kernels())
+        data = Job(case, symbols).encode()
+        assert data.startswith(MAGIC)
+        image_bytes, memory_bytes, packs, relocations, steps, outputs = struct.unpack_from("<6q", data, 8)
+        tables = 11 * packs + 4 * relocations + 8 * steps + 2 * outputs
+        assert len(data) == 56 + 8 * tables + image_bytes and memory_bytes >= image_bytes
+        assert steps == len(case.plan.steps) and outputs == len(case.outputs) + 1
+        for where, kind, number, offset in _relocations(data):
+            assert 0 <= where <= image_bytes - 8 and where % 8 == 0
+            limit = (memory_bytes + 1, packs, len(symbols))[kind]
+            assert 0 <= (offset, number, number)[kind] < limit
+
+
+def _relocations(data: bytes) -> list[tuple[int, ...]]:
+    packs, count = struct.unpack_from("<2q", data, 24)
+    start = 56 + 88 * packs
+    return list(struct.iter_unpack("<4q", data[start : start + 32 * count]))
+
+
+def test_no_address_of_this_process_is_left() -> None:
+    """Two plans of one model lie elsewhere in memory: their jobs differ only where the runner writes pointers."""
+    jobs = []
+    for case in (models.perceptron(), models.perceptron()):
+        data = bytearray(Job(case, build.symbols_of(case.kernels())).encode())
+        image = len(data) - struct.unpack_from("<q", data, 8)[0]
+        for where, *_ in _relocations(bytes(data)):
+            data[image + where : image + where + 8] = bytes(8)
+        jobs.append(bytes(data))
+    assert jobs[0] == jobs[1] and len(_relocations(jobs[0])) > 10
+
+
+def test_symbols_follow_program_and_layout() -> None:
+    cases = [elements.columns(), elements.memory(), elements.elementary(8, ("exp", "log"))]
+    kernels = [kernel for case in cases for kernel in case.kernels().values()]
+    again = list(elements.elementary(99, ("exp", "log")).kernels().values())
+    assert len({symbol_of(kernel) for kernel in kernels}) == len(kernels) == 3
+    assert {symbol_of(kernel) for kernel in again} <= {symbol_of(kernel) for kernel in kernels}

@@ -1,0 +1,55 @@
+"""`python -m tools.cross`: other processors give the bits of this one, shown under qemu-user.
+
+Exit code 0: every digest is equal; 1: one differs; 2: a tool is missing or fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from tools.cross import targets
+from tools.cross.proof import Result, prove, summary
+from tools.cross.targets import QUICK, CrossError
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tools.cross", description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a part of the cases, in under a minute")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the runs")
+    return parser.parse_args(argv)
+
+
+def _show(result: Result) -> None:
+    verdict = "equal" if result.equal else f"DIFFERENT in {result.different} bytes"
+    print(f"{result.processor:32} {result.case:24} {result.digest[:16]} {result.seconds:7.2f} s  {verdict}", flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prove all cases; see the module's docstring for the exit code."""
+    options = _arguments(argv)
+    try:
+        processors = QUICK if options.quick else targets.processors()
+        lacking = targets.missing(processors)
+        if lacking:
+            raise CrossError(lacking)
+        from tools.cross import elements, models  # torch is imported once it is known to be needed
+
+        cases = [*elements.quick(), *models.quick()] if options.quick else [*elements.full(), *models.full()]
+        results = prove(cases, processors, options.threads, _show)
+    except CrossError as error:
+        print(f"cross: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(summary(results, processors), indent=1) + "\n")
+    wrong = [result for result in results if not result.equal]
+    print(f"{len(results)} runs of {len(cases)} cases, {len(wrong)} different")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
