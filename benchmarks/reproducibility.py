@@ -191,7 +191,7 @@ def plot(matrix: dict[str, Any], path: Path) -> None:
     axes.set_ylabel("distinct outputs")
     axes.set_title("One input, many configurations: how many different answers (1 is reproducible)", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=len(engines), fontsize=8)
+    figure.legend(loc="outside lower center", frameon=False, ncols=len(engines), fontsize=8)
     figure.savefig(path, dpi=150)
 
 
