@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import struct
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,19 +76,16 @@ def write(path: Path, tensors: Mapping[str, tuple[np.ndarray, DType]]) -> None:
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    except OSError as error:
-        raise FormatError(f"cannot write {path}: {error.strerror}") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(struct.pack("<Q", len(text)) + text)
             file.writelines(parts)
         os.replace(temporary, path)
     except OSError as error:
         raise FormatError(f"cannot write {path}: {error.strerror}") from None
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def program_inputs(program: Program, tensors: Mapping[str, np.ndarray]) -> list[np.ndarray]:

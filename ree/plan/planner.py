@@ -37,6 +37,10 @@ class Planner:
         self.groups = grouper.run()
         self.kinds, self.is_view, self.readers = grouper.kinds, grouper.is_view, grouper.readers
         self.hosted = set(self.groups.host.values())
+        self.members: dict[int, list[int]] = {}
+        for value, root in grouper.root_of.items():
+            if not self.is_view[value]:
+                self.members.setdefault(root, []).append(value)
         self.fuser = Fuser(self.graph, self.groups, self.layouts)
         self.output_of = {value: j for j, value in reversed(list(enumerate(self.graph.outputs)))}
         for value in range(self.graph.first_node):
@@ -83,12 +87,23 @@ class Planner:
         self._own(value, layout_order)
         if self.graph.type_of(value).numel() == 0:
             return
+        first = len(self.steps)
         if host is not None:
             self._plan_hosted(value, host, order)
         elif self.kinds[value] in SCHEDULED:
             self.steps.extend(self._scheduled(value, None))
         else:
             self.steps.append(self.jit_step(self._kernel(value, order), value))
+        self._name_members(self.steps[first:], value, host)
+
+    def _name_members(self, steps: list[Step], value: int, host: int | None) -> None:
+        """Note which graph values a group's steps compute: the last one its members, those before it their host."""
+        group = self.members.get(value) or [value]
+        hosts = [] if host is None else [host]
+        for step in steps[:-1]:
+            step.members = tuple(hosts or group)
+        if steps:
+            steps[-1].members = tuple(group if len(steps) > 1 else hosts + group)
 
     def _plan_hosted(self, value: int, host: int, order: tuple[int, ...]) -> None:
         """The host's step with the group as epilogue, in place where both have the same shape."""
