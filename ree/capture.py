@@ -317,8 +317,9 @@ class _Importer(Importer):
         """Smallest and largest value of every symbol of the export."""
         result = {}
         for symbol, bounds in self.program.range_constraints.items():
-            high = int(bounds.upper) if bounds.upper.is_finite else _SYMBOL_MAX
-            result[str(symbol)] = (max(int(bounds.lower), 0), min(high, _SYMBOL_MAX))
+            # torch's integer infinity calls itself finite, but compares as what it is
+            high = _SYMBOL_MAX if bounds.upper > _SYMBOL_MAX else int(bounds.upper)
+            result[str(symbol)] = (max(int(bounds.lower), 0), high)
         return result
 
     def _symbols(self, graph: Graph) -> dict[str, tuple[int, int]]:

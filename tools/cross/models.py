@@ -203,6 +203,26 @@ def _convolutions() -> list[Case]:
     return [case(f"convolution {n}", module, x) for n, (module, x) in enumerate(modules)]
 
 
+def _layouts(x: Tensor, index: Tensor) -> tuple[Tensor, ...]:
+    """Views, joins, paddings, pools and interpolation of an image batch: loads and stores by every kind of stride."""
+    turned = x.permute(0, 2, 3, 1).flip(1)
+    return (
+        torch.cat([x, x.roll(2, -1) * 2.0], 1)[:, ::3, 1::2], turned[..., 1:] - turned[..., :-1],
+        F.pad(x, (2, 1, 0, 3), value=-1.0), F.pad(x, (1, 2, 2, 1), mode="reflect"), F.max_pool2d(x, 3, 2, 1),
+        F.avg_pool2d(x, 2, 1), F.interpolate(x, scale_factor=1.7, mode="bilinear"), F.group_norm(x, 3),
+        F.interpolate(x, size=(4, 5), mode="bicubic"), torch.where(x > 0, x, x.flip(-1)).tril(1),
+        torch.gather(x, 3, index), x.index_select(2, index[0, 0, 0]), x.transpose(1, 3).contiguous(),
+    )  # fmt: skip
+
+
+def _integers(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+    """Narrow and wide integers, and floats on the way to and from them."""
+    return (
+        a + a, (a.float() * 0.3).to(torch.int8), b // 7, b % 13, b ^ (b >> 3), (b * b).sum(-1), b.float(), b.double(),
+        c.to(torch.int32), c.half(), c.bfloat16().float(), c.double().sqrt(), (c > 0).sum(0), torch.bitwise_not(a),
+    )  # fmt: skip
+
+
 def full() -> list[Case]:
     """The quick models, and every kernel at its boundary shapes and special values."""
     torch.manual_seed(1)
@@ -216,6 +236,9 @@ def full() -> list[Case]:
              normal(2, 4, 23, 20), mask),
         case("recurrent network", recurrent, normal(3, 7, 6)),
         case("bfloat16 storage", lambda x: (x.bfloat16() * 1.7).float().half().float().exp(), hard(5, 77)),
+        case("layouts", _layouts, hard(2, 6, 9, 8), torch.randint(0, 8, (2, 6, 9, 5))),
+        case("integers", _integers, torch.arange(-128, 128).to(torch.int8), torch.arange(-999, 999).reshape(6, 333) * 10**15,
+             hard(11, 70).clamp(-1e5, 1e5)),
         *_products(),
         *_convolutions(),
     ]  # fmt: skip
