@@ -223,11 +223,16 @@ def _integers(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, ...]:
     )  # fmt: skip
 
 
+def _random(x: Tensor) -> tuple[Tensor, ...]:
+    return torch.rand_like(x), F.dropout(x, 0.3, training=True), torch.randn_like(x)
+
+
 def full() -> list[Case]:
     """The quick models, and every kernel at its boundary shapes and special values."""
     torch.manual_seed(1)
     q, k, v = hard(2, 4, 17, 24), hard(2, 4, 23, 24, seed=1), hard(2, 4, 23, 20, seed=2)
     mask = torch.where(normal(17, 23) > 1, float("-inf"), normal(17, 23, seed=4))
+    wide = torch.arange(-999, 999).reshape(6, 333) * 10**15
     recurrent = nn.LSTM(6, 20, batch_first=True)
     return [
         *quick(),
@@ -237,8 +242,8 @@ def full() -> list[Case]:
         case("recurrent network", recurrent, normal(3, 7, 6)),
         case("bfloat16 storage", lambda x: (x.bfloat16() * 1.7).float().half().float().exp(), hard(5, 77)),
         case("layouts", _layouts, hard(2, 6, 9, 8), torch.randint(0, 8, (2, 6, 9, 5))),
-        case("integers", _integers, torch.arange(-128, 128).to(torch.int8), torch.arange(-999, 999).reshape(6, 333) * 10**15,
-             hard(11, 70).clamp(-1e5, 1e5)),
+        case("integers", _integers, torch.arange(-128, 128).to(torch.int8), wide, hard(11, 70).clamp(-1e5, 1e5)),
+        case("random numbers", _random, normal(5, 77)),
         *_products(),
         *_convolutions(),
     ]  # fmt: skip
