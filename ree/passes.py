@@ -16,7 +16,7 @@ from ree.ops.spec import operator
 
 def prepare(graph: Graph) -> Graph:
     """All passes, in order."""
-    for step in (own_outputs, prune, fold, prune):
+    for step in (own_outputs, prune, fold, share_heads, prune):
         graph = step(graph)
         check(graph)
     return graph
@@ -123,6 +123,38 @@ def _compute(graph: Graph, values: list[int]) -> list[np.ndarray]:
     results = [np.empty(t.extents(), t.dtype.numpy) for t in types]
     plan.run([], [r.ctypes.data for r in results])
     return results
+
+
+def share_heads(graph: Graph) -> Graph:
+    """Attention over keys and values whose heads were repeated reads the heads themselves.
+
+    The operator's own grouping of heads says the same (head h reads h / (H / Hk)), so no bit
+    changes, and the repeated copies are not made.
+    """
+    nodes = list(graph.nodes)
+    for position, node in enumerate(nodes):
+        if node.op == "attention":
+            k, v = (_before_repeat(graph, value) for value in node.inputs[1:3])
+            if k is not None and v is not None and graph.type_of(k).shape[1] == graph.type_of(v).shape[1]:
+                nodes[position] = replace(node, inputs=(node.inputs[0], k, v, *node.inputs[3:]))
+    return replace(graph, nodes=nodes)
+
+
+def _before_repeat(graph: Graph, value: int) -> int | None:
+    """x [B, H, S, D] if the value is x reshaped to [B, H, 1, S, D], broadcast to [B, H, r, S, D]
+    and reshaped to [B, H r, S, D]; else None."""
+    chain = []
+    for op in ("reshape", "broadcast", "reshape"):
+        node = graph.node_of(value)
+        if node is None or node.op != op:
+            return None
+        chain.append(node.type.shape)
+        value = node.inputs[0]
+    merged, wide, single = chain
+    x = graph.type_of(value).shape
+    if len(x) != 4 or len(wide) != 5 or single != (*x[:2], 1, *x[2:]) or wide != (*x[:2], wide[2], *x[2:]):
+        return None
+    return value if merged == (x[0], x[1] * wide[2], *x[2:]) else None  # type: ignore[operator]
 
 
 def _without_inputs(graph: Graph) -> Graph:

@@ -20,6 +20,7 @@ ISA_VARIABLE = "REE_ISA"
 
 
 BLOCK_COLS = 512
+PANELS_MIN = 4  # fewer panels in a box do not pay for copying its rows of A
 SCORE_FLOATS = 1 << 17
 
 
@@ -60,14 +61,14 @@ class Kernels:
         row_tiles = _ceil(block, self.tile_rows)
         row_grain = _ceil(row_tiles, _ceil(row_tiles, 20)) * self.tile_rows
         panels = _ceil(n, self.panel_cols)
-        col_panels = max(1, min(panels, BLOCK_COLS // self.panel_cols))
-        while n_threads > 1 and _ceil(rows, row_grain) * _ceil(panels, col_panels) < 4 * n_threads:
-            if col_panels > 4 and (col_panels * self.panel_cols > row_grain or row_grain <= 2 * self.tile_rows):
-                col_panels = _ceil(col_panels, 2)
-            elif row_grain > 2 * self.tile_rows:
+        col_boxes = _ceil(panels, BLOCK_COLS // self.panel_cols)
+        if n_threads > 1:
+            # columns are split first, since every block of rows reads all of B again
+            wanted = max(col_boxes, _ceil(2 * n_threads, _ceil(rows, row_grain)))
+            col_boxes = min(_ceil(wanted, n_threads) * n_threads, _ceil(panels, PANELS_MIN))
+            while _ceil(rows, row_grain) * col_boxes < 2 * n_threads and row_grain > 2 * self.tile_rows:
                 row_grain = _ceil(_ceil(row_grain, self.tile_rows), 2) * self.tile_rows
-            else:
-                break
+        col_panels = _ceil(panels, col_boxes)
         if not packed and block < row_grain:  # several small products in a box
             row_grain = max(1, min(rows // (4 * n_threads), row_grain) // max(block, 1)) * max(block, 1)
         scratch = int(self.lib.ree_matmul_scratch_bytes(row_grain, k, packed))

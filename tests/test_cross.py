@@ -28,11 +28,11 @@ def test_quick_part_is_equal_everywhere(need_tools: None, tmp_path: Path) -> Non
     path = tmp_path / "cross.json"
     assert main(["--quick", "--json", str(path)]) == 0
     found = json.loads(path.read_text())
-    assert found["equal"] and len(found["cases"]) == len(elements.quick()) + len(models.quick())
-    for case in found["cases"].values():
-        names = set(case["processors"])
-        assert {"aarch64 neon", "riscv64 portable"} < names and len(names) == 3
-        assert {entry["digest"] for entry in case["processors"].values()} == {case["digest"]}
+    count = len(elements.quick()) + len(models.quick())
+    assert found["equal"] and len(set(found["digests"].values())) == count
+    assert set(found["processors"]) == {"aarch64 neon", "riscv64 portable", found["reference"]}
+    for entry in found["processors"].values():
+        assert entry["cases"] == entry["equal"] == count
 
 
 @pytest.mark.slow
@@ -48,6 +48,8 @@ def test_contraction_is_refused(need_tools: None, monkeypatch: pytest.MonkeyPatc
 def _fake(monkeypatch: pytest.MonkeyPatch, change) -> None:
     """A processor that gives this one's bytes, changed."""
     monkeypatch.setattr(build, "build", lambda *_: Path("runner"))
+    monkeypatch.setattr(targets, "missing", lambda _: "")
+    monkeypatch.setattr("tools.cross.proof._version", lambda _: "none")
     cases: dict[str, Case] = {}
     monkeypatch.setattr(build, "run", lambda _, __, job, *___: change(cases[job.stem].run_here()))
     monkeypatch.setattr("tools.cross.elements.quick", lambda: [elements.columns(), elements.memory()])
@@ -65,11 +67,17 @@ def _fake(monkeypatch: pytest.MonkeyPatch, change) -> None:
         (lambda data: data[:-8] + b"\2" + data[-7:], 1),
     ],
 )
-def test_a_difference_is_reported(monkeypatch: pytest.MonkeyPatch, capsys, change, code: int) -> None:
+def test_a_difference_is_reported(monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path, change, code: int) -> None:
     _fake(monkeypatch, change)
-    monkeypatch.setattr(targets, "missing", lambda _: "")
-    assert main(["--quick"]) == code
+    path = tmp_path / "cross.json"
+    assert main(["--quick", "--json", str(path)]) == code
     assert ("DIFFERENT" in capsys.readouterr().out) == bool(code)
+    found = json.loads(path.read_text())
+    assert found["equal"] == (not code)
+    assert (
+        sorted(found["processors"]["riscv64 portable"]["different"])
+        == ["column reductions", "gathers and bounds"][: 2 * code]
+    )
 
 
 def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch, capsys) -> None:

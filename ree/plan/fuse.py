@@ -109,6 +109,8 @@ class Fuser:
     def _inline(self, value: int, index: Sequence[Value]) -> Value:
         node = self.graph.node_of(value)
         assert node is not None
+        if operator(node.op).kind == "view":
+            return self._load(*self._through(value, index))
         program = self.groups.programs.get(value) or node_program(self.graph, value)
 
         def extent(source: int, axis: int) -> Value:

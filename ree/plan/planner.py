@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ree.graph import Graph, Node
 from ree.plan import schedules
 from ree.plan.fuse import Fuser, Kernel, merge_axes
-from ree.plan.group import SCHEDULED, Grouper, Groups, has_folds, node_program, size_of
+from ree.plan.group import SCHEDULED, Grouper, Groups, has_folds, size_of
 from ree.plan.layout import Layout, contiguous, view
 from ree.plan.step import Buffer, Plan, Slot, Step
 from ree.plan.weights import Weights
@@ -75,7 +75,6 @@ class Planner:
         if layout is not None:
             self.layouts[value], self.base[value] = layout, self.base[source]
         elif any(self.kinds[reader] in SCHEDULED for reader, _ in self.readers(value) or []):
-            self.groups.programs[value] = node_program(self.graph, value)
             self._plan_root(value)
 
     def _plan_root(self, value: int) -> None:

@@ -6,7 +6,7 @@
  */
 #include "matmul.h"
 #include "panel.h"
-#include "tile.h"
+#include "tile_next.h"
 #include "wide.h"
 
 enum { EPILOGUE_FLOATS = 16384 }; /* C that an epilogue is called on while it is hot */
@@ -102,31 +102,17 @@ static void epilogue(const block_t *s, int64_t c0, int64_t c1)
 
 /* -- many rows ---------------------------------------------------------------------------- */
 
-/* While a tile of this panel is computed, ask for its share of the next one: memory is slower than a
- * panel's first use. */
-static void prefetch_share(const float *next, int64_t floats, int64_t share, int64_t shares)
-{
-    const int64_t step = round_up(floats / shares + 1, 16), from = share * step;
-    for (int64_t i = from; i < min64(floats, from + step); i += 16)
-        __builtin_prefetch(next + i, 0, 2);
-}
-
 static void chunk_of_many(const block_t *s, int64_t k0, int64_t c0, int64_t c1)
 {
     const ree_matmul_args *g = s->g;
     tile_args t = {.c_row = g->c_row, .k_count = min64(g->k - k0, REE_CHUNK)};
     t.flags = tile_flags(g, k0, t.k_count);
-    const int64_t row_tiles = (s->r1 - s->r0 + REE_MR - 1) / REE_MR;
     for (int64_t c = c0, end; c < c1; c = end) {
         end = min64(c1, panel_end(s, c));
         t.b = panel_chunk(s, c, end - c, k0, t.k_count);
-        for (int64_t r = s->r0; r < s->r1; r += REE_MR) {
-            if (g->b_packed && end < g->n)
-                prefetch_share(t.b + g->k * REE_NR, t.k_count * REE_NR, (r - s->r0) / REE_MR, row_tiles);
-            t.a = s->a_block + (r - s->r0) * TILE_A_ROW;
-            t.c = g->c + r * g->c_row + c;
-            tiles[min64(s->r1 - r, REE_MR)](&t, end - c);
-        }
+        t.a = s->a_block;
+        t.c = g->c + s->r0 * g->c_row + c;
+        panel_tiles(t, s->r1 - s->r0, end - c, g->b_packed && end < g->n ? t.b + g->k * REE_NR : t.b);
     }
 }
 

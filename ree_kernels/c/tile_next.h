@@ -8,6 +8,8 @@
 
 #include "tile.h"
 
+enum { AHEAD = 8 * REE_NR }; /* rows of B fetched into the first cache before they are read */
+
 /* next: what this tile fetches, next_step bytes per k. */
 typedef void (*tile_next_function)(const tile_args *, int64_t cols, const char *next, int64_t next_step);
 
@@ -17,7 +19,7 @@ typedef void (*tile_next_function)(const tile_args *, int64_t cols, const char *
     {                                                                                                               \
         if (!next)                                                                                                  \
             __builtin_unreachable();                                                                                \
-        dot_tile_next(next, next_step, mr, REE_NV, t->k_count, t->a, TILE_A_ROW, t->b, REE_NR, 0, 0, t->c,          \
+        dot_tile_next(next, next_step, mr, REE_NV, t->k_count, t->a, TILE_A_ROW, t->b, REE_NR, 0, AHEAD, t->c,          \
                       t->c_row, cols, t->flags);                                                                    \
     }
 

@@ -90,21 +90,21 @@ def _different(got: bytes, want: bytes) -> int:
 
 
 def summary(results: Sequence[Result], processors: Sequence[Processor]) -> dict[str, Any]:
-    """The results as JSON: digests by case, and which processors gave them."""
-    cases: dict[str, dict[str, Any]] = {}
+    """The results as JSON: the digest of every case here, and for each processor where it differs."""
+    tools = {p.name: [_version(command) for command in (p.tool("gcc"), *p.emulator)] for p in processors}
+    seen: dict[str, dict[str, Any]] = {}
     for result in results:
-        entry = cases.setdefault(result.case, {"digest": result.digest, "processors": {}})
-        entry["processors"][result.processor] = {
-            "digest": result.digest,
-            "equal": result.equal,
-            "different_bytes": result.different,
-            "seconds": round(result.seconds, 3),
-        }
+        entry = seen.setdefault(result.processor, {"cases": 0, "equal": 0, "seconds": 0.0, "different": {}})
+        entry["cases"] += 1
+        entry["equal"] += result.equal
+        entry["seconds"] = round(entry["seconds"] + result.seconds, 3)
+        if not result.equal:
+            entry["different"][result.case] = {"digest": result.digest, "bytes": result.different}
     return {
-        "reference": reference_name(),
-        "tools": {p.name: [_version(command) for command in (p.tool("gcc"), *p.emulator)] for p in processors},
         "equal": all(result.equal for result in results),
-        "cases": cases,
+        "reference": reference_name(),
+        "digests": {result.case: result.digest for result in results if result.processor == reference_name()},
+        "processors": {name: {**entry, "tools": tools.get(name, [])} for name, entry in seen.items()},
     }
 
 
