@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import struct
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,20 +32,6 @@ MALFORMED = (
     ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError, AssertionError,
     ZeroDivisionError, MemoryError,
 )  # fmt: skip
-_SAFETENSORS = {
-    DType.BOOL: "BOOL",
-    DType.I8: "I8",
-    DType.U8: "U8",
-    DType.I16: "I16",
-    DType.I32: "I32",
-    DType.I64: "I64",
-    DType.U32: "U32",
-    DType.U64: "U64",
-    DType.F16: "F16",
-    DType.BF16: "BF16",
-    DType.F32: "F32",
-    DType.F64: "F64",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +100,7 @@ def save(path: str | os.PathLike[str], graph: Graph, inputs: Any, outputs: Any) 
         size = constant.type.size_bytes()
         shape = list(constant.type.shape)
         offsets = [offset, offset + size]
-        header[f"c{number}"] = {"dtype": _SAFETENSORS[constant.type.dtype], "shape": shape, "data_offsets": offsets}
+        header[f"c{number}"] = {"dtype": constant.type.dtype.name, "shape": shape, "data_offsets": offsets}
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 64 + 56)  # data starts at a multiple of 64 bytes
@@ -125,12 +110,9 @@ def save(path: str | os.PathLike[str], graph: Graph, inputs: Any, outputs: Any) 
 
 
 def _write(path: Path, header: bytes, constants: list[Constant]) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent or ".", prefix=path.name, suffix=".part")
-    except OSError as error:
-        raise FormatError(f"cannot write {path}: {error.strerror}") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(struct.pack("<Q", len(header)))
             file.write(header)
             for constant in constants:
@@ -139,8 +121,7 @@ def _write(path: Path, header: bytes, constants: list[Constant]) -> None:
     except OSError as error:
         raise FormatError(f"cannot write {path}: {error.strerror}") from None
     finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
 
 
 def _digest_of(constant: Constant) -> bytes:
@@ -188,7 +169,9 @@ def load(path: str | os.PathLike[str]) -> tuple[Graph, Any, Any]:
 
 def _parse(path: Path, text: bytes, data_start: int, size_bytes: int) -> tuple[Graph, Any, Any]:
     header = json.loads(text)
-    metadata = header["__metadata__"]
+    metadata = header.get("__metadata__", {})
+    if "ree" not in metadata:
+        raise FormatError("not a .ree file: it holds no program")
     program_text = metadata["ree"].encode("ascii")
     if blake3.blake3(program_text).hexdigest() != metadata["ree.digest"]:
         raise FormatError("the program does not match its digest")
@@ -218,7 +201,7 @@ def _constant(path: Path, entry: Mapping[str, Any], description: Any, data_start
     name, type_json, hex_digest = description
     type = _type(type_json)
     start, end = (_int(v) for v in entry["data_offsets"])
-    static = type.is_static and entry["dtype"] == _SAFETENSORS[type.dtype] and entry["shape"] == list(type.shape)
+    static = type.is_static and entry["dtype"] == type.dtype.name and entry["shape"] == list(type.shape)
     if not static or end - start != type.size_bytes() or not 0 <= start <= end <= size_bytes - data_start:
         raise FormatError(f"constant {name!r} does not fit the file")
     checksum = bytes.fromhex(hex_digest)

@@ -22,21 +22,6 @@ if TYPE_CHECKING:
     from ree.program import Program
 
 BYTES_MAX = 1 << 40
-_CODES = {
-    "BOOL": DType.BOOL,
-    "I8": DType.I8,
-    "U8": DType.U8,
-    "I16": DType.I16,
-    "I32": DType.I32,
-    "I64": DType.I64,
-    "U32": DType.U32,
-    "U64": DType.U64,
-    "F16": DType.F16,
-    "BF16": DType.BF16,
-    "F32": DType.F32,
-    "F64": DType.F64,
-}
-_NAMES = {dtype: name for name, dtype in _CODES.items()}
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -54,9 +39,9 @@ def read(path: Path) -> dict[str, np.ndarray]:
         raise FormatError(f"{path}: not a safetensors file ({error})") from None
     found = {}
     for name, entry in entries:
-        if entry["dtype"] not in _CODES:
+        if entry["dtype"] not in DType.__members__:
             raise FormatError(f"{path}: tensor {name!r} has dtype {entry['dtype']}, which ree does not take")
-        dtype = _CODES[entry["dtype"]]
+        dtype = DType[entry["dtype"]]
         found[name] = np.frombuffer(bytes(entry["data"]), dtype.numpy).reshape(entry["shape"])
     return found
 
@@ -71,7 +56,7 @@ def write(path: Path, tensors: Mapping[str, tuple[np.ndarray, DType]]) -> None:
     for name, (array, dtype) in tensors.items():
         data = np.ascontiguousarray(array).tobytes()
         end = offset + len(data)
-        header[name] = {"dtype": _NAMES[dtype], "shape": list(array.shape), "data_offsets": [offset, end]}
+        header[name] = {"dtype": dtype.name, "shape": list(array.shape), "data_offsets": [offset, end]}
         parts.append(data)
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()

@@ -42,7 +42,7 @@ class Type(StrEnum):
 
 
 class DType(StrEnum):
-    """A storage dtype; the value is its canonical name."""
+    """A storage dtype; the value is its canonical name, the member's name its code in safetensors files."""
 
     BOOL = "bool"
     I8 = "i8"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import ree_kernels.cpu as cpu
+from ree.errors import DeviceError
 from ree.graph import Graph, Node
 from ree.plan import schedules
 from ree.plan.fuse import Fuser, Kernel, merge_axes
@@ -12,6 +14,7 @@ from ree.plan.group import SCHEDULED, Grouper, Groups, has_folds, size_of
 from ree.plan.layout import Layout, contiguous, view
 from ree.plan.step import Buffer, Plan, Slot, Step
 from ree.plan.weights import Weights
+from ree_kernels import KernelError
 
 _TASK_INSTRUCTIONS = 1 << 20  # element instructions of one box, about 50 us
 _TASK_ELEMENTS_MIN = 2048
@@ -33,6 +36,11 @@ class Planner:
     steps: list[Step] = field(init=False, default_factory=list)
 
     def run(self) -> Plan:
+        """The plan; DeviceError if this processor has no kernels or fails their probe."""
+        try:
+            cpu.kernels()
+        except KernelError as error:
+            raise DeviceError(str(error)) from None
         grouper = Grouper(self.graph)
         self.groups = grouper.run()
         self.kinds, self.is_view, self.readers = grouper.kinds, grouper.is_view, grouper.readers
