@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 PACKAGES = ("torch", "numpy", "llvmlite", "onnxruntime", "transformers")
+_SETTLE_S = 0.1
 CANONICAL_NAN_F32 = 0x7FC00000
 CANONICAL_NAN_F64 = 0x7FF8000000000000
 
@@ -29,12 +30,14 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds of every timed run. A visit is one run that is not counted, then the timed ones.
 
-    The first run of a visit takes the cost of what the engine before it left behind: cold
-    caches, and worker threads that still spin.
+    The worker threads of an engine spin for a while after its last run, which would slow the
+    next engine: a visit starts with a pause, and its first run, which finds caches cold, is
+    not counted.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
+            time.sleep(_SETTLE_S)
             run()
             for _ in range(timed_per_visit):
                 start = time.perf_counter()

@@ -19,8 +19,8 @@ typedef void (*tile_next_function)(const tile_args *, int64_t cols, const char *
     {                                                                                                               \
         if (!next)                                                                                                  \
             __builtin_unreachable();                                                                                \
-        dot_tile_next(next, next_step, mr, REE_NV, t->k_count, t->a, TILE_A_ROW, t->b, REE_NR, 0, AHEAD, t->c,          \
-                      t->c_row, cols, t->flags);                                                                    \
+        dot_tile_next(next, next_step, mr, REE_NV, t->k_count, t->a, TILE_A_ROW, t->b, REE_NR, 0, AHEAD,            \
+                      t->c, t->c_row, cols, t->flags);                                                              \
     }
 
 TILE_NEXT(1) TILE_NEXT(2) TILE_NEXT(3) TILE_NEXT(4)
