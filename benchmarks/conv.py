@@ -7,9 +7,6 @@ runs fewer repetitions and shapes.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import arguments, table, write
 
 from ree_kernels import cpu
 from ree_kernels.conv import Conv, fill, pack_weights, schedule
@@ -105,20 +103,15 @@ def measure(layer: tuple[int, ...], seconds: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Parse the command line, measure, print JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="four layers, short")
-    parser.add_argument("--threads", type=int, default=1)
+    parser = arguments(__doc__)
+    parser.set_defaults(threads=1)
     options = parser.parse_args()
     cpu.threads(options.threads)
     torch.set_num_threads(options.threads)
     results = [measure(layer, 0.5 if options.quick else 1.5) for layer in (QUICK if options.quick else LAYERS)]
     network = {name: sum(r["count"] * r["ms"][name] for r in results) for name in results[0]["ms"]}
-    record = {
-        "benchmark": "conv", "threads": options.threads, "isa": cpu.kernels().isa, "system": platform.platform(),
-        "python": platform.python_version(), "torch": torch.__version__, "network_ms": network, "results": results,
-    }  # fmt: skip
-    print(json.dumps(record, indent=1))
+    print(table(("engine", "sum of layers ms"), list(network.items())))
+    write("conv", {"isa": cpu.kernels().isa, "network_ms": network, "results": results}, options)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Matrix product against PyTorch, one process, interleaved medians; JSON on standard output.
+"""Matrix product against PyTorch, one process, interleaved medians; JSON as the others.
 
 Gflop/s of `ree_matmul` (B packed once) and of `torch.nn.functional.linear`, beside the processor's measured FMA
 peak and read bandwidth. `--quick` runs fewer repetitions and shapes.
@@ -6,9 +6,6 @@ peak and read bandwidth. `--quick` runs fewer repetitions and shapes.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -16,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import arguments, table, write
 
 from ree_kernels import cpu
 
@@ -104,28 +102,17 @@ def measure(m: int, k: int, n: int, seconds: float) -> dict[str, object]:
 PEAK_ROUNDS = 20000
 
 
-def processor() -> str:
-    """The processor's name as the system gives it."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def main() -> None:
-    """Parse the command line, measure, print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="three shapes, short")
-    parser.add_argument("--threads", type=int, default=1)
+    parser = arguments(__doc__)
+    parser.set_defaults(threads=1)
     options = parser.parse_args()
     cpu.threads(options.threads)
     torch.set_num_threads(options.threads)
     results = [measure(m, k, n, 0.5 if options.quick else 2.0) for m, k, n in (QUICK if options.quick else SHAPES)]
-    machine = {"processor": processor(), "system": platform.platform(), "isa": cpu.kernels().isa}
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    record = {"benchmark": "matmul", "threads": options.threads, "machine": machine, "versions": versions}
-    print(json.dumps({**record, "results": results}, indent=1))
+    head = ("m x k x n", "ree GF/s", "torch GF/s", "ratio", "share of FMA peak", "share of read bandwidth")
+    keys = ("ree_gflops", "torch_gflops", "ratio", "share_of_peak", "share_of_read")
+    print(table(head, [(f"{r['m']} x {r['k']} x {r['n']}", *(r[key] for key in keys)) for r in results]))
+    write("matmul", {"isa": cpu.kernels().isa, "results": results}, options)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,7 @@ and of the same functions in PyTorch on as many threads. `--quick` runs fewer re
 
 from __future__ import annotations
 
-import argparse
 import ctypes
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -16,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import ROOT as _ROOT  # noqa: F401  (puts the packages on the path)
+from common import arguments, table, write
 
 from ree.element import jit
 from ree.element.llvm import Layout
@@ -87,18 +85,17 @@ def measure(name: str, threads: int, runs: int) -> dict[str, object]:
     calls = [ours(name, x, out), lambda: FUNCTIONS[name](given, other)]
     mine, theirs = (seconds / N * 1e9 for seconds in times(calls, runs, clock))
     row = {"function": name, "threads": threads, "ree_ns": round(mine, 3), "torch_ns": round(theirs, 3)}
-    return row | {"torch_over_ree": round(theirs / mine, 2)}
+    return row | {"ratio": round(mine / theirs, 2)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few runs")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    options = parser.parse_args()
+    options = arguments(__doc__).parse_args()
     before = cpu.threads()
-    rows = [measure(name, n, 5 if options.quick else 40) for n in options.threads for name in FUNCTIONS]
+    counts = sorted({1, options.threads})
+    rows = [measure(name, n, 5 if options.quick else 40) for n in counts for name in FUNCTIONS]
     cpu.threads(before)
-    print(json.dumps({"elements": N, "isa": cpu.kernels().isa, "results": rows}, indent=1))
+    print(table(tuple(rows[0]), [tuple(row.values()) for row in rows]))
+    write("pointwise", {"elements": N, "isa": cpu.kernels().isa, "results": rows}, options)
 
 
 if __name__ == "__main__":
