@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +17,7 @@ from common import arguments, table, write
 
 from ree.element import jit
 from ree.element.llvm import Layout
+from ree.measure import interleaved
 from ree.ops.spec import operator
 from ree.types import DType, TensorType
 from ree_kernels import cpu
@@ -61,29 +61,17 @@ def ours(name: str, x: np.ndarray, out: np.ndarray) -> Callable[[], None]:
     return call
 
 
-def times(calls: list[Callable[[], Any]], runs: int, clock: Callable[[], float]) -> list[float]:
-    """Median seconds of each call; the calls take turns."""
-    taken: list[list[float]] = [[] for _ in calls]
-    for _ in range(runs):
-        for call, seconds in zip(calls, taken, strict=True):
-            call()
-            start = clock()
-            call()
-            seconds.append(clock() - start)
-    return [statistics.median(seconds) for seconds in taken]
-
-
-def measure(name: str, threads: int, runs: int) -> dict[str, object]:
-    """One function on so many threads; one thread is timed by its own processor time."""
+def measure(name: str, threads: int, rounds: int) -> dict[str, object]:
+    """One function on so many threads: median ns per element of ree and torch."""
     cpu.threads(threads)
     torch.set_num_threads(threads)
     x = (np.random.default_rng(0).standard_normal(N) * 2).astype(np.float32)
     out = np.zeros_like(x)
     other = torch.zeros(N)
     given = torch.from_numpy(x)
-    clock = time.thread_time if threads == 1 else time.perf_counter
-    calls = [ours(name, x, out), lambda: FUNCTIONS[name](given, other)]
-    mine, theirs = (seconds / N * 1e9 for seconds in times(calls, runs, clock))
+    runs = {"ree": ours(name, x, out), "torch": lambda: FUNCTIONS[name](given, other)}
+    taken = interleaved(runs, rounds, timed_per_visit=10)
+    mine, theirs = (statistics.median(taken[engine]) / N * 1e9 for engine in ("ree", "torch"))
     row = {"function": name, "threads": threads, "ree_ns": round(mine, 3), "torch_ns": round(theirs, 3)}
     return row | {"ratio": round(mine / theirs, 2)}
 
@@ -92,7 +80,7 @@ def main() -> None:
     options = arguments(__doc__).parse_args()
     before = cpu.threads()
     counts = sorted({1, options.threads})
-    rows = [measure(name, n, 5 if options.quick else 40) for n in counts for name in FUNCTIONS]
+    rows = [measure(name, n, 2 if options.quick else 7) for n in counts for name in FUNCTIONS]
     cpu.threads(before)
     print(table(tuple(rows[0]), [tuple(row.values()) for row in rows]))
     write("pointwise", {"elements": N, "isa": cpu.kernels().isa, "results": rows}, options)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ree.errors import DeviceError, InputError
+from ree.limits import THREADS_MAX
 from ree.program import Program, load
 
 
@@ -24,16 +25,18 @@ def compile(
     operators (0 .. 2^64-1; Philox, the same numbers everywhere). Raises CaptureError,
     UnsupportedError (an operator without a definition), DeviceError.
     """
+    import ree_kernels.cpu as cpu
     from ree.capture import capture
     from ree.passes import prepare
 
     if device != "cpu":
         raise DeviceError(f"device {device!r} is not supported; use 'cpu'")
     args, kwargs = _arguments(example_inputs)
-    if not 0 <= seed < 1 << 64:
+    if type(seed) is not int or not 0 <= seed < 1 << 64:
         raise InputError(f"seed {seed} is not in 0 .. 2^64-1")
-    captured = capture(model, args, kwargs, dynamic_shapes, seed)
-    return Program(prepare(captured.graph), captured.inputs, captured.outputs, captured.rebuild)
+    with cpu.default_fp_state():
+        captured = capture(model, args, kwargs, dynamic_shapes, seed)
+        return Program(prepare(captured.graph), captured.inputs, captured.outputs, captured.rebuild)
 
 
 def _arguments(example_inputs: Any) -> tuple[Sequence[Any] | None, Mapping[str, Any] | None]:
@@ -53,6 +56,8 @@ def threads(n: int | None = None) -> int:
     import ree_kernels.cpu as cpu
     from ree_kernels import KernelError
 
+    if n is not None and (type(n) is not int or not 1 <= n <= THREADS_MAX):
+        raise InputError(f"threads({n!r}): the number must be an integer in 1..{THREADS_MAX}")
     try:
         return cpu.threads(n)
     except KernelError as error:

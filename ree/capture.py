@@ -6,8 +6,11 @@ lowering rule of their own are kept whole, all others are decomposed by torch.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +20,7 @@ from ree import dims
 from ree.dims import Dim
 from ree.errors import CaptureError, DTypeError, Error, UnsupportedError
 from ree.graph import Graph, check
-from ree.lower import Lowering, T
+from ree.lower import Lowering, T, located
 from ree.ops.spec import lowerings
 from ree.structure import TENSOR, Structure
 from ree.types import DType, TensorType
@@ -45,6 +48,7 @@ _ASSERTIONS = re.compile(
     r"aten\.(_assert_scalar|_assert_async|_assert_tensor_metadata|sym_constrain_range)|.*\.lift_fresh$"
 )
 _SYMBOL_MAX = 1 << 31
+_DATA_TO_NUMBER = ("aten.item.default", "aten._local_scalar_dense.default")
 _WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 
 
@@ -122,7 +126,7 @@ def _export(model: Any, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | 
     if args is None and kwargs is None:
         raise CaptureError("example inputs are needed to capture a module")
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _quiet():
             return torch.export.export(
                 model, tuple(args or ()), dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False
             )
@@ -130,7 +134,22 @@ def _export(model: Any, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | 
         hint = ""
         if "data-dependent" in str(error).lower() or "GuardOnDataDependent" in type(error).__name__:
             hint = " (control flow that depends on data: use torch.where, or move it out of the model)"
-        raise CaptureError(f"torch.export cannot capture the model{hint}: {_first_line(error)}") from error
+        line = re.search(r'raised this error:\s*File "([^"]+)", line (\d+), in (\w+)\n\s*(.*)', str(error))
+        source = "{}:{}, in {}: {}".format(*line.groups()) if line else ""
+        text = f"torch.export cannot capture the model{hint}: {_first_line(error)}"
+        raise CaptureError(located(text, source)) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the reports that torch logs and prints about what it then raises."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def _first_line(error: Exception) -> str:
@@ -170,7 +189,10 @@ class Importer:
             if node.op == "get_attr":
                 self.values[node] = self._attribute(graph_module, node)
             elif node.op == "call_function":
-                self.values[node] = self._call(graph_module, node)
+                try:
+                    self.values[node] = self._call(graph_module, node)
+                except Error as error:
+                    raise type(error)(located(_naming(node, str(error)), source_of(node))) from None
             elif node.op == "output":
                 return self._argument(node.args[0])
         raise CaptureError("the captured graph has no output")
@@ -198,6 +220,8 @@ class Importer:
         import operator
 
         name = target_name(node.target)
+        if name in _DATA_TO_NUMBER:
+            raise UnsupportedError(f"{name}: a number is read out of a tensor's data; keep it a tensor (torch.where)")
         if node.target is operator.getitem and isinstance(self.values.get(node.args[0]), tuple):
             result = self.values[node.args[0]][node.args[1]]
             if result is None:
@@ -252,6 +276,12 @@ class Importer:
         if isinstance(value, torch.SymFloat):
             raise UnsupportedError("a float computed from a dynamic shape is not supported")
         return value
+
+
+def _naming(node: Any, text: str) -> str:
+    """An error's text with the operator's name, if it does not say it already."""
+    name = target_name(node.target)
+    return text if name in text else f"{name}: {text}"
 
 
 class _Importer(Importer):
@@ -319,7 +349,8 @@ class _Importer(Importer):
         for symbol, bounds in self.program.range_constraints.items():
             # torch's integer infinity calls itself finite, but compares as what it is
             high = _SYMBOL_MAX if bounds.upper > _SYMBOL_MAX else int(bounds.upper)
-            result[str(symbol)] = (max(int(bounds.lower), 0), high)
+            low = 0 if bounds.lower < 0 else int(bounds.lower)
+            result[str(symbol)] = (low, high)
         return result
 
     def _symbols(self, graph: Graph) -> dict[str, tuple[int, int]]:

@@ -1,8 +1,9 @@
 """The torch.compile backend: AOTAutograd's functional ATen graphs, lowered and run by ree.
 
 Parameters arrive as inputs of the graph. For inference they are taken as constants, so that
-they are packed once; a parameter that was changed or replaced since is noticed by its
-version counter and address, and the program is built again.
+they are packed once; a parameter that was replaced, or changed by an operator of torch, is
+noticed by its address and version counter, and the program is built again. A change behind
+torch's back (through `.data`, or NumPy memory) is not: call torch._dynamo.reset() after it.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import ree_kernels.cpu as cpu
 from ree.capture import Importer, from_torch_dtype, target_name, to_numpy
 from ree.errors import CaptureError, UnsupportedError
 from ree.graph import Graph, check
-from ree.lower import T
-from ree.ops.spec import lowerings
+from ree.lower import T, located
+from ree.ops.spec import ADVICE, lowerings
 from ree.passes import prepare
 from ree.program import Program
 from ree.structure import TENSOR
@@ -52,20 +54,33 @@ class Runner:
         self._program: Program | None = None
         self._state: tuple[Any, ...] = ()
         self._outputs: list[Any] = []
+        self._expected: list[Any] = []
+        self._held: list[Any] = []  # the parameters that the program was built from: no other takes their address
 
     def __call__(self, *args: Any) -> list[Any]:
         import torch
 
         is_weight = [isinstance(a, torch.nn.Parameter) and not torch.is_grad_enabled() for a in args]
-        state = tuple(
-            (a.data_ptr(), a._version) if weight else tuple(a.shape) if isinstance(a, torch.Tensor) else a
-            for a, weight in zip(args, is_weight, strict=True)
-        )
+        state = tuple(_state(a, weight) for a, weight in zip(args, is_weight, strict=True))
         if self._program is None or state != self._state:
-            self._program, self._state = self._build(args, is_weight), state
+            with cpu.default_fp_state():
+                self._program, self._state = self._build(args, is_weight), state
+            self._held = [a for a, weight in zip(args, is_weight, strict=True) if weight]
         inputs = [a for a, w in zip(args, is_weight, strict=True) if isinstance(a, torch.Tensor) and not w]
-        tensors = iter(self._program.run_flat(inputs))
+        tensors = iter(self._with_strides(self._program.run_flat(inputs)))
         return [next(tensors) if is_tensor else value for is_tensor, value in self._outputs]
+
+    def _with_strides(self, tensors: Sequence[Any]) -> list[Any]:
+        """Outputs in the strides that torch has traced its own code with."""
+        import torch
+
+        found = []
+        for tensor, value in zip(tensors, self._expected, strict=True):
+            strides = tuple(n for n in value.stride() if isinstance(n, int))
+            if len(strides) == tensor.dim() and strides != tensor.stride() and tensor.numel():
+                tensor = torch.empty_strided(tuple(tensor.shape), strides, dtype=tensor.dtype).copy_(tensor)
+            found.append(tensor)
+        return found
 
     def _build(self, args: Sequence[Any], is_weight: Sequence[bool]) -> Program:
         import torch
@@ -82,11 +97,28 @@ class Runner:
             else:
                 importer.values[node] = value
         results = importer.run_graph(module)
+        (output,) = (n for n in module.graph.nodes if n.op == "output")
+        given = [n.meta.get("val") if hasattr(n, "meta") else None for n in output.args[0]]
+        self._expected = [v for v, r in zip(given, results, strict=True) if isinstance(r, T)]
         self._outputs = [(isinstance(r, T), r) for r in results]
         tensors = [r for r in results if isinstance(r, T)]
         graph: Graph = importer.lowering.finish(tensors)
+        if any(node.op == "philox" for node in graph.nodes):
+            raise UnsupportedError(
+                "random numbers (dropout in training mode, randn) through torch.compile would be the same at "
+                "every call; call model.eval(), or use ree.compile(seed=...)"
+            )
         check(graph)
         return Program(prepare(graph), {"tuple": [TENSOR] * len(graph.inputs)}, {"list": [TENSOR] * len(tensors)})
+
+
+def _state(value: Any, is_weight: bool) -> Any:
+    """What a program depends on: a weight's address and version, another tensor's shape, a number itself."""
+    import torch
+
+    if is_weight:
+        return value.data_ptr(), 0 if value.is_inference() else value._version
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else value
 
 
 def _require_rules(graph_module: Any) -> None:
@@ -95,9 +127,9 @@ def _require_rules(graph_module: Any) -> None:
 
     known = set(lowerings())
     for node in graph_module.graph.nodes:
+        name, source = target_name(node.target), source_of(node)
         if not is_known(node, known):
-            where = f"\n  at {source_of(node)}" if source_of(node) else ""
-            raise UnsupportedError(f"operator {target_name(node.target)} is not supported{where}")
+            raise UnsupportedError(located(f"operator {name} is not supported; {ADVICE}", source))
 
 
 def _specialised(graph_module: Any, args: Sequence[Any]) -> Any:

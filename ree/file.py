@@ -21,7 +21,7 @@ import numpy as np
 
 from ree import dims, structure
 from ree.dims import Dim
-from ree.errors import Error, FormatError, LimitError
+from ree.errors import Error, FormatError, InputError, LimitError
 from ree.graph import Constant, Graph, GraphInput, Node, check
 from ree.limits import HEADER_BYTES_MAX, NAME_BYTES_MAX, NESTING_MAX, NODES_MAX, RANK_MAX, TENSOR_BYTES_MAX
 from ree.types import DType, TensorType
@@ -89,8 +89,19 @@ def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
+def _path(path: str | os.PathLike[str]) -> Path:
+    try:
+        found = Path(path)
+    except TypeError:
+        raise InputError(f"a path is expected, not {path!r}") from None
+    if "\0" in str(found):
+        raise InputError("a path holds a null byte")
+    return found
+
+
 def save(path: str | os.PathLike[str], graph: Graph, inputs: Any, outputs: Any) -> None:
     """Write a program file; a file of that name is replaced only once the new one is complete."""
+    target = _path(path)
     program = canonical(describe(graph, inputs, outputs))
     header: dict[str, Any] = {
         "__metadata__": {"ree": program.decode("ascii"), "ree.digest": blake3.blake3(program).hexdigest()}
@@ -106,7 +117,7 @@ def save(path: str | os.PathLike[str], graph: Graph, inputs: Any, outputs: Any) 
     text += b" " * (-len(text) % 64 + 56)  # data starts at a multiple of 64 bytes
     if len(text) > HEADER_BYTES_MAX:
         raise LimitError(f"the program's header has {len(text)} bytes, more than {HEADER_BYTES_MAX}")
-    _write(Path(path), text, graph.constants)
+    _write(target, text, graph.constants)
 
 
 def _write(path: Path, header: bytes, constants: list[Constant]) -> None:
@@ -148,7 +159,7 @@ def _attr_json(value: Any) -> Any:
 
 def load(path: str | os.PathLike[str]) -> tuple[Graph, Any, Any]:
     """Read a program file: (graph, input structure, output structure). FormatError on anything else."""
-    where = Path(path)
+    where = _path(path)
     try:
         size_bytes = where.stat().st_size
         with where.open("rb") as file:

@@ -78,7 +78,7 @@ def load_factory(path: Path, factory: str) -> Loaded:
     function = _import_function(path, factory)
     try:
         made = function()
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise InputError(f"{path}:{factory} raised {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(made, tuple) or len(made) not in (2, 3) or not isinstance(made[0], torch.nn.Module):
         raise InputError(f"{path}:{factory} must return (module, example_inputs) or (module, example_inputs, shapes)")
@@ -246,6 +246,8 @@ def _main_output(output: Any) -> Any:
 
 
 def first_line(error: BaseException) -> str:
-    """The first non-empty line of an error's text, or its type's name."""
+    """The first non-empty line of an error's text (with the next if it ends in a colon), or its type's name."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        return f"{lines[0]} {lines[1]}"
     return lines[0] if lines else type(error).__name__

@@ -193,8 +193,7 @@ class Lowering:
         try:
             result = lowering(target)(self, *args, **kwargs)
         except Error as error:
-            where = f"\n  at {source}" if source else ""
-            raise type(error)(f"{error}{where}") from None
+            raise type(error)(located(str(error), source)) from None
         self._check(result)
         return result
 
@@ -219,6 +218,11 @@ class Lowering:
     def _handle(self, kind: str, position: int, type: TensorType) -> T:
         self._handles.append((kind, position))
         return T(len(self._handles) - 1, type)
+
+
+def located(text: str, source: str) -> str:
+    """An error's text with the user's line, once."""
+    return f"{text} (at {source})" if source and "(at " not in text else text
 
 
 def _key(value: Any) -> Any:

@@ -23,12 +23,15 @@ def prepare(graph: Graph) -> Graph:
 
 
 def own_outputs(graph: Graph) -> Graph:
-    """Every output is a node of its own, never an input, a constant, a view or a repetition."""
+    """Every output is a node of its own, never an input, a constant, a view or a repetition.
+
+    Nor a convolution, whose kernel writes channels-last: the copy becomes its epilogue.
+    """
     nodes = list(graph.nodes)
     outputs: list[int] = []
     for value in graph.outputs:
         node = graph.node_of(value)
-        if node is None or operator(node.op).kind == "view" or value in outputs:
+        if node is None or operator(node.op).kind in ("view", "conv") or value in outputs:
             nodes.append(Node("copy", (value,), {}, graph.type_of(value)))
             value = graph.first_node + len(nodes) - 1
         outputs.append(value)

@@ -53,11 +53,29 @@ class Program:
     # -- running ------------------------------------------------------------------------
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; InputError, ShapeError or DTypeError if the inputs do not fit."""
+        args, kwargs = self._by_position(args, kwargs)
         tensors = list(structure.flatten(self.input_structure, (args, kwargs)))
         results = self.run_flat(tensors)
         if self._rebuild is not None:
             return self._rebuild(results)
         return structure.unflatten(self.output_structure, results)
+
+    def _by_position(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional tensors that are passed by the name of their input take their places."""
+        if self.input_structure.keys() != {"tuple"} or not kwargs:
+            return args, kwargs
+        positional = next(iter(self.input_structure["tuple"]), None)
+        expected = positional.get("tuple", []) if isinstance(positional, dict) else []
+        names = iter(self.input_names)
+        moved = list(args)
+        rest = dict(kwargs)
+        for position, part in enumerate(expected):
+            name = next(names, None)
+            if part != structure.TENSOR:
+                break
+            if position == len(moved) and name in rest:
+                moved.append(rest.pop(name))
+        return tuple(moved), rest
 
     def run_flat(self, tensors: Sequence[Any]) -> list[Any]:
         """Run on a flat list of inputs (in the order of `input_names`); gives a flat list of outputs."""
@@ -87,12 +105,14 @@ class Program:
         return self._plans[binding]
 
     def _new_plan(self, binding: tuple[int, ...]) -> Any:
+        import ree_kernels.cpu as cpu
         from ree.plan.planner import Planner
 
         graph = self.graph
-        if binding:
-            graph = bind(graph, dict(zip(graph.symbols, binding, strict=True)))
-        return Planner(graph, self._weights).run()
+        with cpu.default_fp_state():
+            if binding:
+                graph = bind(graph, dict(zip(graph.symbols, binding, strict=True)))
+            return Planner(graph, self._weights).run()
 
     def _bind(self, shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:
         """The symbols' values that these input shapes mean; ShapeError if they mean none."""
@@ -175,14 +195,14 @@ def _as_memory(tensor: Any, dtype: DType, name: str) -> tuple[Any, tuple[int, ..
     """(object that keeps the memory, shape, address) of an input as C-contiguous CPU memory."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(tensor, torch.Tensor):
+        if tensor.is_nested or tensor.layout != torch.strided:
+            raise InputError(f"input {name} is not a dense tensor")
         from ree.capture import to_torch_dtype
 
         if tensor.dtype != to_torch_dtype(dtype):
             raise DTypeError(f"input {name} is {tensor.dtype}, the program takes {dtype.value}")
         if tensor.device.type != "cpu":
             raise InputError(f"input {name} is on {tensor.device}, the program runs on the CPU")
-        if tensor.layout != torch.strided:
-            raise InputError(f"input {name} is not a dense tensor")
         plain = tensor.detach().resolve_neg().contiguous()
         return plain, tuple(plain.shape), plain.data_ptr()
     if not isinstance(tensor, np.ndarray | np.generic):

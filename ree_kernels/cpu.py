@@ -6,9 +6,11 @@ processor has is taken. All give the same bits.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -151,3 +153,17 @@ def run(steps: Any, n_steps: int) -> None:
     status = runtime().lib.ree_run(steps, n_steps)
     if status:
         raise KernelError(f"the executor failed: {os.strerror(status)}")
+
+
+@contextlib.contextmanager
+def default_fp_state() -> Iterator[None]:
+    """Round to nearest with subnormals in this thread, whatever the process has set; restored at the end.
+
+    Kernels enter this state by themselves; Python that makes constants needs it, too.
+    """
+    lib = runtime().lib
+    saved = lib.ree_fp_enter()
+    try:
+        yield
+    finally:
+        lib.ree_set_fp_state(saved)

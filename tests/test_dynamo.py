@@ -73,6 +73,30 @@ def test_a_transformer() -> None:
         assert (found - model(x).logits).abs().max() < 1e-5
 
 
+def test_random_numbers_are_refused() -> None:
+    """A graph is compiled once: its numbers would be the same at every call."""
+    model = nn.Dropout(0.5).train()
+    with pytest.raises(Exception, match=r"(?s)random numbers .*eval"), torch.no_grad():
+        torch.compile(model, backend=backend)(torch.ones(10))
+    assert torch.equal(torch.compile(model.eval(), backend=backend)(torch.ones(10)), torch.ones(10))
+
+
+def test_a_model_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        model = mlp()
+        x = torch.randn(5, 20)
+        assert torch.equal(torch.compile(model, backend=backend)(x), ree.compile(model, x)(x))
+
+
+def test_outputs_have_the_strides_that_torch_expects() -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return x.transpose(0, 1) + 1
+
+    x = torch.randn(2, 3, 4)
+    found = torch.compile(function, backend=backend)(x)
+    assert found.stride() == function(x).stride() and torch.equal(found, function(x))
+
+
 def test_an_operator_without_definition_fails_at_compile_time() -> None:
     def function(x: torch.Tensor) -> torch.Tensor:
         return torch.fft.fft(x).real

@@ -105,6 +105,21 @@ def test_one_digest_on_every_isa(compiled: dict[str, ree.Program], tmp_path: Pat
             assert set(digests) == {expected[name]}, (isa, name)
 
 
+def test_flush_to_zero_while_compiling_changes_no_constant() -> None:
+    class Small(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * torch.full((4,), 1e-40) + 1e-40
+
+    x = torch.tensor([1e-39, 3e-39, 1.0, 2.0])
+    expected = ree.compile(Small(), (x,))(x)
+    assert torch.set_flush_denormal(True)
+    try:
+        found = ree.compile(Small(), (x,))(x)
+    finally:
+        torch.set_flush_denormal(False)
+    assert found.numpy().tobytes() == expected.numpy().tobytes() and expected[0] > 0
+
+
 def test_flush_to_zero_of_torch_changes_no_bit() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Softmax(-1)).eval()
     inputs = torch.randn(3, 8) * 1e-39

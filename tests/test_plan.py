@@ -130,6 +130,22 @@ def test_convolutions() -> None:
     assert hosted.count("conv") == 2 and "matmul" in hosted
 
 
+def test_a_convolution_may_be_an_output_itself() -> None:
+    """Its kernel writes channels-last, the output is in C order."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 9, 9)
+    plain = nn.Conv2d(8, 8, 3, bias=False)
+    assert_same_bits(plain, x)
+    assert_same_bits(nn.ConvTranspose2d(8, 4, 3, groups=2, bias=False), x)
+    assert_same_bits(nn.Conv1d(8, 6, 3, bias=False), x[:, :, 0])
+    assert_same_bits(nn.Sequential(nn.Conv2d(8, 16, 1), nn.Conv2d(16, 4, 3, bias=False)), x)
+    assert_same_bits(Lambda(lambda x, w: _outputs_of(F.conv2d(x, torch.ones(4, 8, 3, 3)))), x, x)
+
+
+def _outputs_of(y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return y, y + 1, y.flatten(1), y.permute(0, 2, 3, 1)
+
+
 def test_dynamic_rows_equal_static_rows() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 33), nn.ReLU(), nn.Linear(33, 7)).eval()

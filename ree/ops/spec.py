@@ -50,6 +50,7 @@ class Operator:
         return builder.finish([self.define(builder, ins, out, attrs)], [out.dtype])
 
 
+ADVICE = "write it with operators that are (docs/OPERATORS.md lists them)"
 _OPERATORS: dict[str, Operator] = {}
 _LOWERINGS: dict[str, Callable[..., Any]] = {}
 
@@ -117,7 +118,7 @@ def lowering(target: str) -> Callable[..., Any]:
     _load_all()
     rule = _LOWERINGS.get(target)
     if rule is None:
-        raise UnsupportedError(f"operator {target} is not supported")
+        raise UnsupportedError(f"operator {target} is not supported; {ADVICE}")
     return rule
 
 

@@ -343,6 +343,7 @@ int ree_cpu_has(const char *isa)
 
 uint64_t ree_fp_state(void) { return fp_get(); }
 uint64_t ree_fp_enter(void) { return fp_enter(); }
+
 void ree_set_fp_state(uint64_t state) { fp_set(state); }
 
 void ree_trace_kernel(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch)

@@ -1,0 +1,104 @@
+"""The public functions: bad arguments give one `ree.Error` in one line that says where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import ree
+
+
+class Item(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + x.sum().item()
+
+
+class Branch(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 0:
+            return x + 1
+        return x
+
+
+class Decompose(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.svd(x)[1]
+
+
+class Spectrum(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.fft.fft(x).abs()
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "words"),
+    [
+        (Item(), ree.UnsupportedError, "item"),
+        (Branch(), ree.CaptureError, "data"),
+        (Decompose(), ree.UnsupportedError, "svd"),
+        (Spectrum(), ree.Error, "fft"),
+    ],
+)
+def test_what_cannot_be_compiled_says_what_and_where(model: nn.Module, kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind, match=words) as caught:
+        ree.compile(model, torch.randn(3, 3))
+    text = str(caught.value)
+    assert "test_api.py" in text and "\n" not in text
+
+
+@pytest.fixture(scope="module")
+def program() -> ree.Program:
+    return ree.compile(nn.Linear(3, 2).eval(), torch.randn(4, 3))
+
+
+CALLS: dict[str, Callable[[ree.Program, Path], Any]] = {
+    "threads text": lambda p, f: ree.threads("a"),  # type: ignore[arg-type]
+    "threads float": lambda p, f: ree.threads(1.5),  # type: ignore[arg-type]
+    "threads zero": lambda p, f: ree.threads(0),
+    "threads many": lambda p, f: ree.threads(1 << 70),
+    "seed text": lambda p, f: ree.compile(nn.Linear(3, 2), torch.randn(4, 3), seed="a"),  # type: ignore[arg-type]
+    "seed negative": lambda p, f: ree.compile(nn.Linear(3, 2), torch.randn(4, 3), seed=-1),
+    "device": lambda p, f: ree.compile(nn.Linear(3, 2), torch.randn(4, 3), device="tpu"),
+    "no inputs": lambda p, f: ree.compile(nn.Linear(3, 2)),
+    "no model": lambda p, f: ree.compile(3, torch.randn(4, 3)),
+    "wrong example": lambda p, f: ree.compile(nn.Linear(3, 2), torch.randn(4, 5)),
+    "save nowhere": lambda p, f: p.save(None),  # type: ignore[arg-type]
+    "save null byte": lambda p, f: p.save("a\0b"),
+    "load null byte": lambda p, f: ree.load("a\0b"),
+    "load nothing": lambda p, f: ree.load(None),  # type: ignore[arg-type]
+    "load folder": lambda p, f: ree.load(f),
+    "no tensor": lambda p, f: p(3),
+    "two tensors": lambda p, f: p(torch.randn(4, 3), torch.randn(4, 3)),
+    "unknown name": lambda p, f: p(foo=torch.randn(4, 3)),
+    "wrong shape": lambda p, f: p(torch.randn(4, 4)),
+    "wrong rank": lambda p, f: p(torch.randn(3)),
+    "wrong dtype": lambda p, f: p(torch.randn(4, 3).double()),
+    "sparse": lambda p, f: p(torch.randn(4, 3).to_sparse()),
+    "nested": lambda p, f: p(torch.nested.nested_tensor([torch.randn(3)])),
+    "meta": lambda p, f: p(torch.empty(4, 3, device="meta")),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_bad_arguments(name: str, program: ree.Program, tmp_path: Path) -> None:
+    with pytest.raises(ree.Error) as caught:
+        CALLS[name](program, tmp_path)
+    assert str(caught.value) and "\n" not in str(caught.value)
+    x = torch.randn(4, 3)
+    assert program(x).shape == (4, 2)
+
+
+def test_arguments_may_be_passed_by_name(program: ree.Program) -> None:
+    x = torch.randn(4, 3)
+    assert torch.equal(program(input=x), program(x))
+
+
+def test_numpy_in_numpy_out(program: ree.Program) -> None:
+    x = torch.randn(4, 3)
+    assert program(x.numpy()).tobytes() == program(x).numpy().tobytes()
+    assert program(x.numpy()[:, ::-1][:, ::-1]).tobytes() == program(x).numpy().tobytes()
