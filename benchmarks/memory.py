@@ -23,7 +23,7 @@ TIMEOUT_S = 1200
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--models", nargs="*")
+    parser.add_argument("--models", nargs="*", choices=MODELS, help="models that transformers can save and load")
     parser.add_argument("--worker", nargs=2, metavar=("ENGINE", "FOLDER"), help=argparse.SUPPRESS)
     parser.add_argument("--prepare", nargs=2, metavar=("MODEL", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
