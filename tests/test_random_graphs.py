@@ -18,7 +18,7 @@ from ree.structure import TENSOR
 from ree.types import DType, TensorType
 
 _COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck)}
-settings.register_profile("short", max_examples=60, derandomize=True, **_COMMON)
+settings.register_profile("short", max_examples=100, derandomize=True, **_COMMON)
 settings.register_profile("long", max_examples=3000, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
@@ -62,7 +62,7 @@ class Maker:
 
     def step(self) -> None:
         x, low = self.pick(), self.lowering
-        kind = self.draw(st.sampled_from(["unary", "binary", "reduce", "view", "matmul", "row", "cat"]))
+        kind = self.draw(st.sampled_from(["unary", "binary", "reduce", "view", "matmul", "row", "cat", "conv"]))
         if kind == "unary":
             op = self.draw(st.sampled_from(UNARY))
             zero = low.full(x.shape, 0.0, DType.F32)
@@ -84,6 +84,22 @@ class Maker:
         elif kind == "cat" and x.rank:
             axis = self.draw(st.integers(0, x.rank - 1))
             self.values.append(low.emit("cat", [x, self.like(x.shape)], axis=axis))
+        elif kind == "conv":
+            self.conv(x)
+
+    def conv(self, x: T) -> None:
+        """A convolution of a value of three or four axes, by a constant kernel of extent 1 or 2."""
+        if x.rank not in (3, 4) or min(int(n) for n in x.shape) < 1:
+            return
+        axes, channels = x.rank - 2, int(x.shape[1])
+        kernel = tuple(min(self.draw(st.integers(1, 2)), int(n)) for n in x.shape[2:])
+        outputs = self.draw(st.sampled_from([1, 3, 17]))
+        groups = channels if outputs % channels == 0 and self.draw(st.booleans()) else 1
+        rng = np.random.default_rng(self.draw(st.integers(0, 1 << 30)))
+        weight = rng.standard_normal((outputs, channels // groups, *kernel)).astype(np.float32)
+        ones, zeros = (1,) * axes, (0,) * axes
+        attrs = {"stride": ones, "padding": zeros, "dilation": ones, "groups": groups}
+        self.values.append(self.lowering.emit("conv", [x, self.lowering.constant(weight, DType.F32)], **attrs))
 
     def view(self, x: T) -> None:
         low = self.lowering
@@ -103,7 +119,7 @@ class Maker:
 @given(st.data())
 def test_random_graph(data: Any) -> None:
     maker = Maker(data.draw)
-    maker.input(tuple(data.draw(st.lists(EXTENTS, max_size=3))))
+    maker.input(tuple(data.draw(st.lists(EXTENTS, max_size=4))))
     for _ in range(data.draw(st.integers(1, 12))):
         maker.step()
         if maker.values[-1].type.numel() > 20000:
