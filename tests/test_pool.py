@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -226,3 +227,28 @@ def test_variable_forces_an_isa(isa: str) -> None:
 def test_unknown_isa_is_an_error() -> None:
     told = choose("mmx")
     assert told.returncode != 0 and "KernelError" in told.stderr and "REE_ISA=mmx" in told.stderr
+
+
+def worker_cpus() -> list[set[int]]:
+    """The CPUs that each worker may run on."""
+    tasks = [path for path in Path("/proc/self/task").iterdir() if (path / "comm").read_text().strip() == "ree-worker"]
+    return [os.sched_getaffinity(int(path.name)) for path in tasks]
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU: nowhere else to go")
+def test_workers_keep_off_the_callers_cpu() -> None:
+    """Else a worker that is woken there waits for milliseconds; the caller's restrictions hold for workers too."""
+    allowed = os.sched_getaffinity(0)
+    cpu.threads(2)
+    try:
+        for here in sorted(allowed)[:3]:
+            os.sched_setaffinity(0, {here})
+            os.sched_setaffinity(0, allowed)  # still here, for as long as nothing moves it
+            run([Trace(100, 3, 1, 1, spin=50)])
+            (cpus,) = worker_cpus()
+            assert cpus < allowed and len(cpus) == len(allowed) - 1
+        cpu.threads(len(allowed) + 1)  # more than there is room for: anywhere
+        run([Trace(100, 3, 1, 1, spin=50)])
+        assert worker_cpus() == [allowed] * len(allowed)
+    finally:
+        os.sched_setaffinity(0, allowed)

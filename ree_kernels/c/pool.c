@@ -5,7 +5,9 @@
  * complete when its boxes are, not when every thread has passed a barrier, so a thread that the
  * operating system has taken off its core holds up nothing but the box in its hands.
  *
- * Waiting is spinning for some microseconds, then sleeping on a condition variable.
+ * Waiting is spinning for a millisecond, longer than most gaps between steps and runs, then sleeping on a
+ * condition variable. A thread that is woken on the caller's CPU would wait there for milliseconds, until the
+ * scheduler's next tick moves it: so workers are kept off that CPU (`place_workers`).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -14,6 +16,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -21,7 +24,7 @@
 #include "fpstate.h"
 #include "runtime.h"
 
-enum { MAX_THREADS = 1024, SPINS = 4000 };
+enum { MAX_THREADS = 1024, SPIN_NS = 1000000, SPINS_PER_LOOK = 32 };
 #define MAX_BOXES ((int64_t)1 << 31)
 #define HUGE_PAGE (2 << 20)
 #define LINE 64
@@ -34,6 +37,8 @@ static struct {
     int64_t n_threads; /* wanted, the caller's included */
     int64_t n_workers; /* started */
     pthread_t workers[MAX_THREADS];
+    int64_t n_placed; /* workers that were kept off caller_cpu */
+    int caller_cpu;
     /* sleeping */
     pthread_mutex_t sleep_lock;
     pthread_cond_t wake;
@@ -118,6 +123,13 @@ static inline void cpu_relax(void)
 #endif
 }
 
+static int64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
 static void notify(void)
 {
     atomic_fetch_add(&pool.epoch, 1);
@@ -131,11 +143,14 @@ static void notify(void)
 /* Return once the epoch differs from `seen`. */
 static void wait_epoch(unsigned seen)
 {
-    for (int i = 0; i < SPINS; i++) {
-        if (atomic_load_explicit(&pool.epoch, memory_order_acquire) != seen)
-            return;
-        cpu_relax();
-    }
+    const int64_t until = now_ns() + SPIN_NS;
+    do {
+        for (int i = 0; i < SPINS_PER_LOOK; i++) {
+            if (atomic_load_explicit(&pool.epoch, memory_order_acquire) != seen)
+                return;
+            cpu_relax();
+        }
+    } while (now_ns() < until);
     pthread_mutex_lock(&pool.sleep_lock);
     atomic_fetch_add(&pool.sleepers, 1);
     while (atomic_load(&pool.epoch) == seen)
@@ -237,7 +252,7 @@ static void start_afresh(void)
     atomic_store(&pool.sleepers, 0);
     atomic_store(&pool.inside, 0);
     atomic_store(&pool.open, 0);
-    pool.n_workers = 0;
+    pool.n_workers = pool.n_placed = 0;
     unlock_all();
 }
 
@@ -253,7 +268,7 @@ static void stop_workers(void)
     notify();
     for (int64_t i = 0; i < pool.n_workers; i++)
         pthread_join(pool.workers[i], NULL);
-    pool.n_workers = 0;
+    pool.n_workers = pool.n_placed = 0;
     atomic_store(&pool.stop, 0);
 }
 
@@ -265,9 +280,32 @@ static int start_workers(void)
         const int failed = pthread_create(&pool.workers[pool.n_workers], NULL, worker, NULL);
         if (failed)
             return failed;
+#if defined(__linux__)
+        pthread_setname_np(pool.workers[pool.n_workers], "ree-worker");
+#endif
         pool.n_workers++;
     }
     return 0;
+}
+
+/* Let the workers run wherever the caller may, but for the CPU that it is on, if there are enough others. Only
+ * speed depends on it, so a failure is ignored. */
+static void place_workers(void)
+{
+#if defined(__linux__)
+    const int here = sched_getcpu();
+    if (pool.n_workers == 0 || (here == pool.caller_cpu && pool.n_placed == pool.n_workers))
+        return;
+    cpu_set_t cpus;
+    if (here < 0 || here >= CPU_SETSIZE || pthread_getaffinity_np(pthread_self(), sizeof cpus, &cpus))
+        return;
+    if (CPU_COUNT(&cpus) > pool.n_workers)
+        CPU_CLR(here, &cpus);
+    for (int64_t i = 0; i < pool.n_workers; i++)
+        pthread_setaffinity_np(pool.workers[i], sizeof cpus, &cpus);
+    pool.n_placed = pool.n_workers;
+    pool.caller_cpu = here;
+#endif
 }
 
 static int check_step(const ree_step *step)
@@ -290,6 +328,7 @@ int ree_run(const ree_step *steps, int64_t n_steps)
     pthread_mutex_lock(&pool.run_lock);
     int status = start_workers();
     if (!status) {
+        place_workers();
         pool.steps = steps;
         pool.n_steps = n_steps;
         atomic_store(&pool.error, 0);
@@ -301,7 +340,7 @@ int ree_run(const ree_step *steps, int64_t n_steps)
         atomic_store(&pool.open, 0);
         for (int i = 0; atomic_load(&pool.inside) > 0; i++) {
             cpu_relax();
-            if (i > SPINS)
+            if (i > SPINS_PER_LOOK)
                 sched_yield();
         }
         status = atomic_load(&pool.error);
