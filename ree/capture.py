@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ree import dims
+from ree import dims, symbols
 from ree.dims import Dim
 from ree.errors import CaptureError, DTypeError, Error, UnsupportedError
 from ree.graph import Graph, check
@@ -182,6 +182,7 @@ class Importer:
     def __init__(self) -> None:
         self.lowering = Lowering()
         self.values: dict[Any, Any] = {}
+        self.names: dict[str, str] = {}  # torch's symbol -> the dimension's name
 
     def run_graph(self, graph_module: Any) -> Any:
         """Lower all calls of a graph whose placeholders are in `values`; returns its output argument."""
@@ -204,7 +205,7 @@ class Importer:
         return TensorType(tuple(self.dim(n) for n in value.shape), from_torch_dtype(value.dtype))
 
     def dim(self, value: Any) -> int | Dim:
-        return value if isinstance(value, int) else from_sympy(value.node.expr)
+        return value if isinstance(value, int) else from_sympy(value.node.expr, self.names)
 
     def _attribute(self, graph_module: Any, node: Any) -> Any:
         import torch
@@ -293,6 +294,7 @@ class _Importer(Importer):
 
     def run(self) -> Captured:
         signature = self.program.graph_signature
+        self.names = symbols.names(_tensor_inputs(self.program))
         self.lowering.symbols = self._ranges()
         user_inputs = self._placeholders(signature)
         if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
@@ -344,13 +346,14 @@ class _Importer(Importer):
         return self.lowering.constant(to_numpy(tensor), from_torch_dtype(tensor.dtype), name)
 
     def _ranges(self) -> dict[str, tuple[int, int]]:
-        """Smallest and largest value of every symbol of the export."""
+        """Smallest and largest value of every symbol of the export, by its name."""
         result = {}
         for symbol, bounds in self.program.range_constraints.items():
             # torch's integer infinity calls itself finite, but compares as what it is
             high = _SYMBOL_MAX if bounds.upper > _SYMBOL_MAX else int(bounds.upper)
             low = 0 if bounds.lower < 0 else int(bounds.lower)
-            result[str(symbol)] = (low, high)
+            if symbol.is_Symbol:
+                result[self.names.get(str(symbol), str(symbol))] = (low, high)
         return result
 
     def _symbols(self, graph: Graph) -> dict[str, tuple[int, int]]:
@@ -370,20 +373,29 @@ def source_of(node: Any) -> str:
     return f"{file}:{line}, in {function}: {text.strip()}"
 
 
-def from_sympy(expression: Any) -> int | Dim:
-    """The dimension that a sympy expression of torch's shape environment stands for."""
+def _tensor_inputs(program: Any) -> list[tuple[str, Any]]:
+    """(name, fake tensor) of the tensors that the user passes to an exported program."""
+    import torch
+
+    given = set(program.graph_signature.user_inputs)
+    nodes = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in given]
+    return [(n.name, n.meta["val"]) for n in nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+
+
+def from_sympy(expression: Any, names: Mapping[str, str]) -> int | Dim:
+    """The dimension that a sympy expression of torch's shape environment stands for, its symbols renamed."""
     if expression.is_Integer:
         return int(expression)
     if expression.is_Symbol:
-        return dims.symbol(str(expression))
+        return dims.symbol(names.get(str(expression), str(expression)))
     name = type(expression).__name__
     if name == "Pow" and expression.args[1].is_Integer and int(expression.args[1]) > 0:
-        base = from_sympy(expression.args[0])
+        base = from_sympy(expression.args[0], names)
         power: int | Dim = 1
         for _ in range(int(expression.args[1])):
             power = power * base
         return power
-    arguments = [from_sympy(a) for a in expression.args]
+    arguments = [from_sympy(a, names) for a in expression.args]
     fold: dict[str, Callable[[Any, Any], int | Dim]] = {
         "Add": lambda a, b: a + b,
         "Mul": lambda a, b: a * b,
@@ -395,7 +407,8 @@ def from_sympy(expression: Any) -> int | Dim:
         "PythonMod": dims.mod,
     }
     if name not in fold:
-        raise UnsupportedError(f"the dynamic dimension {expression} is not supported")
+        renamed = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), str(expression))
+        raise UnsupportedError(f"the dynamic dimension {renamed} is not supported")
     result = arguments[0]
     for argument in arguments[1:]:
         result = fold[name](result, argument)

@@ -1,7 +1,7 @@
 """Dimension expressions of dynamic programs, in a normal form.
 
 A dimension is an `int`, or a `Dim`: an integer polynomial over atoms, where an atom is a
-symbol ("s0") or a floor division, remainder, min or max of two dimensions. Equal
+symbol ("batch") or a floor division, remainder, min or max of two dimensions. Equal
 expressions have equal normal forms for everything that polynomial arithmetic can show,
 so shapes compare structurally.
 """
@@ -251,6 +251,26 @@ def symbols(value: int | Dim) -> set[str]:
             else:
                 names |= symbols(atom.args[0]) | symbols(atom.args[1])
     return names
+
+
+def complexity(value: int | Dim) -> int:
+    """The number of symbols and functions in an expression; 0 for an integer."""
+    if isinstance(value, int):
+        return 0
+    atoms = [atom for monomial, _ in value.terms for atom in monomial]
+    return sum(1 if a.op == "sym" else 1 + sum(map(complexity, a.args)) for a in atoms)
+
+
+def solve(value: int | Dim, result: int) -> tuple[str, int] | None:
+    """(symbol, its value) where an expression a * symbol + b is `result`; None for others and for remainders."""
+    terms = dict(_terms(value))
+    rest = result - terms.pop((), 0)
+    if len(terms) != 1:
+        return None
+    ((monomial, coefficient),) = terms.items()
+    if len(monomial) != 1 or monomial[0].op != "sym" or rest % coefficient:
+        return None
+    return monomial[0].args[0], rest // coefficient
 
 
 def to_json(value: int | Dim) -> Any:

@@ -199,7 +199,7 @@ def _parse(path: Path, text: bytes, data_start: int, size_bytes: int) -> tuple[G
         ],
         [_node(entry) for entry in program["nodes"]],
         [_int(v) for v in program["outputs"]],
-        {_name(k): (_int(low), _int(high)) for k, (low, high) in program["symbols"].items()},
+        {_symbol(k): (_int(low), _int(high)) for k, (low, high) in program["symbols"].items()},
     )
     inputs, outputs = program["structure"]
     if structure.check(inputs) != len(graph.inputs) or structure.check(outputs) != len(graph.outputs):
@@ -257,6 +257,12 @@ def _int(value: Any) -> int:
     if type(value) is not int or abs(value) >= 1 << 62:
         raise FormatError("an integer is expected")
     return value
+
+
+def _symbol(value: Any) -> str:
+    if not _name(value).isidentifier():
+        raise FormatError("a dynamic dimension's name is not an identifier")
+    return str(value)
 
 
 def _name(value: Any) -> str:

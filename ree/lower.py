@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ree import dims
 from ree.dims import Dim
 from ree.errors import DTypeError, Error, ShapeError, UnsupportedError
 from ree.graph import Constant, Graph, GraphInput, Node
@@ -136,7 +137,7 @@ class Lowering:
                 elif extent != 1 and extent != result[axis]:
                     if isinstance(extent, int) and isinstance(result[axis], int):
                         raise ShapeError(f"{self.target}: shapes {shapes} do not broadcast")
-                    result[axis] = min(extent, result[axis], key=lambda n: len(str(n)))
+                    result[axis] = min(extent, result[axis], key=dims.complexity)
         return tuple(result)
 
     def pointwise(self, op: str, *args: T | int | float | bool, dtype: DType | None = None, **attrs: Any) -> T:

@@ -121,19 +121,29 @@ class Program:
             if len(declared.type.shape) != len(shape):
                 raise ShapeError(f"input {declared.name} has shape {list(shape)}, the program takes {declared.type}")
             for extent, actual in zip(declared.type.shape, shape, strict=True):
-                name = _plain_symbol(extent)
-                if name is not None:
-                    binding.setdefault(name, actual)
+                solved = dims.solve(extent, actual)
+                if solved is not None:
+                    binding.setdefault(*solved)
         for name, (low, high) in self.graph.symbols.items():
             if name not in binding:
-                raise ShapeError(f"no input gives the dynamic dimension {name}")
+                raise self._unbound(name, shapes)
             if not low <= binding[name] <= high:
                 raise ShapeError(f"dynamic dimension {name} is {binding[name]}, not in {low}..{high}")
         for declared, shape in zip(self.graph.inputs, shapes, strict=True):
-            expected = tuple(dims.evaluate(n, binding) for n in declared.type.shape)
+            try:
+                expected = tuple(dims.evaluate(n, binding) for n in declared.type.shape)
+            except (KeyError, ZeroDivisionError):
+                raise ShapeError(f"input {declared.name}: {declared.type} has no value at {binding}") from None
             if expected != shape:
                 raise ShapeError(f"input {declared.name} has shape {list(shape)}, the program takes {list(expected)}")
         return binding
+
+    def _unbound(self, name: str, shapes: Sequence[tuple[int, ...]]) -> ShapeError:
+        """The error for a dynamic dimension that these shapes give no value."""
+        for declared, shape in zip(self.graph.inputs, shapes, strict=True):
+            if any(name in dims.symbols(extent) for extent in declared.type.shape):
+                return ShapeError(f"input {declared.name} has shape {list(shape)}, the program takes {declared.type}")
+        return ShapeError(f"no input gives the dynamic dimension {name}")
 
     # -- description ------------------------------------------------------------------------
     @property
@@ -173,16 +183,6 @@ def load(path: str | os.PathLike[str]) -> Program:
     return Program(graph, inputs, outputs, trusted=False)
 
 
-def _plain_symbol(extent: Any) -> str | None:
-    """The symbol's name if the extent is a bare symbol."""
-    names = dims.symbols(extent)
-    if len(names) == 1:
-        (name,) = names
-        if extent == dims.symbol(name):
-            return name
-    return None
-
-
 def _torch_of(tensors: Sequence[Any]) -> Any:
     """The torch module if outputs are to be torch tensors: if any input is one."""
     torch = sys.modules.get("torch")
@@ -195,22 +195,46 @@ def _as_memory(tensor: Any, dtype: DType, name: str) -> tuple[Any, tuple[int, ..
     """(object that keeps the memory, shape, address) of an input as C-contiguous CPU memory."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(tensor, torch.Tensor):
-        if tensor.is_nested or tensor.layout != torch.strided:
-            raise InputError(f"input {name} is not a dense tensor")
-        from ree.capture import to_torch_dtype
-
-        if tensor.dtype != to_torch_dtype(dtype):
-            raise DTypeError(f"input {name} is {tensor.dtype}, the program takes {dtype.value}")
-        if tensor.device.type != "cpu":
-            raise InputError(f"input {name} is on {tensor.device}, the program runs on the CPU")
-        plain = tensor.detach().resolve_neg().contiguous()
-        return plain, tuple(plain.shape), plain.data_ptr()
+        return _torch_memory(torch, tensor, dtype, name)
     if not isinstance(tensor, np.ndarray | np.generic):
         raise InputError(f"input {name} is a {type(tensor).__name__}, not a tensor")
+    if isinstance(tensor, np.ma.MaskedArray):
+        raise InputError(f"input {name} is a masked array; pass x.filled(value), with a value for what the mask hides")
+    if isinstance(tensor, np.ndarray) and type(tensor) not in (np.ndarray, np.memmap):
+        kind = type(tensor).__name__  # what its elements mean is not known here
+        raise InputError(f"input {name} is a {kind}; pass a plain array: numpy.asarray(x)")
     array = np.ascontiguousarray(tensor).reshape(np.shape(tensor))
     if array.dtype != np.dtype(dtype.numpy):
-        raise DTypeError(f"input {name} is {array.dtype}, the program takes {dtype.value}")
+        raise DTypeError(f"input {name} is {array.dtype}, the program takes {_in_numpy(dtype)}")
     return array, tuple(array.shape), array.ctypes.data
+
+
+def _torch_memory(torch: Any, tensor: Any, dtype: DType, name: str) -> tuple[Any, tuple[int, ...], int]:
+    from ree.capture import to_torch_dtype
+
+    if tensor.is_nested or tensor.layout != torch.strided:
+        raise InputError(f"input {name} is not a dense tensor")
+    if tensor.dtype != to_torch_dtype(dtype):
+        raise DTypeError(f"input {name} is {tensor.dtype}, the program takes {dtype.value}")
+    if tensor.device.type != "cpu":
+        raise InputError(f"input {name} is on {tensor.device}, the program runs on the CPU")
+    # a class with a meaning of its own (torch.masked, a fake tensor) has no memory, or memory that means something else
+    own_meaning = type(tensor).__torch_dispatch__ != torch.Tensor.__torch_dispatch__
+    plain = tensor.detach().resolve_neg().contiguous()
+    try:
+        address = 0 if own_meaning else plain.data_ptr()
+    except RuntimeError:  # inside torch.func.vmap
+        own_meaning, address = True, 0
+    if own_meaning or (not address and plain.numel()):
+        kind = type(tensor).__name__
+        raise InputError(
+            f"input {name} is a {kind} whose memory cannot be read; pass a plain tensor, outside torch.func"
+        )
+    return plain, tuple(plain.shape), address
+
+
+def _in_numpy(dtype: DType) -> str:
+    return "bf16, which NumPy has not: its bits as uint16, or a torch tensor" if dtype is DType.BF16 else dtype.value
 
 
 def _new(torch: Any, type: TensorType) -> tuple[Any, int]:

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.masked import masked_tensor
 
 import ree
 
@@ -56,6 +59,18 @@ def program() -> ree.Program:
     return ree.compile(nn.Linear(3, 2).eval(), torch.randn(4, 3))
 
 
+ONES = np.ones((4, 3), "f4")
+
+
+class Metres(np.ndarray):
+    pass
+
+
+def fake() -> torch.Tensor:
+    with FakeTensorMode():
+        return torch.ones(4, 3)
+
+
 CALLS: dict[str, Callable[[ree.Program, Path], Any]] = {
     "threads text": lambda p, f: ree.threads("a"),  # type: ignore[arg-type]
     "threads float": lambda p, f: ree.threads(1.5),  # type: ignore[arg-type]
@@ -81,9 +96,19 @@ CALLS: dict[str, Callable[[ree.Program, Path], Any]] = {
     "sparse": lambda p, f: p(torch.randn(4, 3).to_sparse()),
     "nested": lambda p, f: p(torch.nested.nested_tensor([torch.randn(3)])),
     "meta": lambda p, f: p(torch.empty(4, 3, device="meta")),
+    "masked tensor": lambda p, f: p(masked_tensor(torch.randn(4, 3), torch.randn(4, 3) > 0)),
+    "fake": lambda p, f: p(fake()),
+    "within vmap": lambda p, f: torch.func.vmap(p)(torch.randn(2, 4, 3)),
+    "masked array": lambda p, f: p(np.ma.masked_array(ONES, mask=ONES > 0)),
+    "matrix": lambda p, f: p(np.matrix(ONES)),
+    "record array": lambda p, f: p(ONES.view(np.recarray)),
+    "own class": lambda p, f: p(ONES.view(Metres)),
+    "big endian": lambda p, f: p(ONES.astype(">f4")),
+    "objects": lambda p, f: p(ONES.astype(object)),
 }
 
 
+@pytest.mark.filterwarnings("ignore:the matrix subclass", "ignore:The PyTorch API of MaskedTensors")
 @pytest.mark.parametrize("name", CALLS)
 def test_bad_arguments(name: str, program: ree.Program, tmp_path: Path) -> None:
     with pytest.raises(ree.Error) as caught:
@@ -102,3 +127,19 @@ def test_numpy_in_numpy_out(program: ree.Program) -> None:
     x = torch.randn(4, 3)
     assert program(x.numpy()).tobytes() == program(x).numpy().tobytes()
     assert program(x.numpy()[:, ::-1][:, ::-1]).tobytes() == program(x).numpy().tobytes()
+
+
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_what_to_do_with_a_subclass(program: ree.Program) -> None:
+    with pytest.raises(ree.InputError, match=r"masked array; pass x\.filled"):
+        program(np.ma.masked_array(ONES, mask=ONES > 0))
+    with pytest.raises(ree.InputError, match=r"is a matrix; pass a plain array: numpy\.asarray"):
+        program(np.matrix(ONES))
+    assert program(np.asarray(np.matrix(ONES))).shape == (4, 2)
+
+
+def test_memory_of_a_file_is_an_array(program: ree.Program, tmp_path: Path) -> None:
+    mapped = np.memmap(tmp_path / "x", "f4", "w+", shape=(4, 3))
+    mapped[:] = ONES
+    assert np.array_equal(program(mapped), program(ONES))
+    assert torch.equal(program(nn.Parameter(torch.ones(4, 3))), program(torch.ones(4, 3)))
