@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ree import structure
-from ree.errors import FormatError, InputError
+from ree.errors import DTypeError, FormatError, InputError
 from ree.types import DType
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 BYTES_MAX = 1 << 40
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file; FormatError if it is none."""
+def read(path: Path) -> dict[str, tuple[np.ndarray, DType]]:
+    """All tensors of a safetensors file, with their dtypes; FormatError if it is none."""
     import numpy as np
     from safetensors import SafetensorError, deserialize
 
@@ -42,7 +42,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         if entry["dtype"] not in DType.__members__:
             raise FormatError(f"{path}: tensor {name!r} has dtype {entry['dtype']}, which ree does not take")
         dtype = DType[entry["dtype"]]
-        found[name] = np.frombuffer(bytes(entry["data"]), dtype.numpy).reshape(entry["shape"])
+        found[name] = np.frombuffer(bytes(entry["data"]), dtype.numpy).reshape(entry["shape"]), dtype
     return found
 
 
@@ -73,16 +73,20 @@ def write(path: Path, tensors: Mapping[str, tuple[np.ndarray, DType]]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def program_inputs(program: Program, tensors: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """The program's inputs in order, by name; with one input any key does."""
+def program_inputs(program: Program, tensors: Mapping[str, tuple[np.ndarray, DType]]) -> list[np.ndarray]:
+    """The program's inputs in order, by name; with one input any key does. DTypeError where one has another dtype."""
     names = program.input_names
     if len(names) == 1 and len(tensors) == 1:
-        return list(tensors.values())
+        tensors = {names[0]: next(iter(tensors.values()))}
     missing = [name for name in names if name not in tensors]
     extra = [name for name in tensors if name not in names]
     if missing or extra:
         raise InputError(f"the program's inputs are {names}; missing: {missing}, unknown: {extra}")
-    return [tensors[name] for name in names]
+    for declared in program.graph.inputs:
+        dtype = tensors[declared.name][1]
+        if dtype is not declared.type.dtype:
+            raise DTypeError(f"input {declared.name} is {dtype.value}, the program takes {declared.type.dtype.value}")
+    return [tensors[name][0] for name in names]
 
 
 def output_names(output: Any) -> list[str]:

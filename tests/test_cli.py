@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch_file
+from safetensors.torch import save_file as save_torch_file
 
+import ree
 from ree import cli
 
 FACTORY = """
@@ -97,6 +100,28 @@ def test_expected_digest(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     code, _, err = run(capsys, *arguments, "--expect", "00" * 16)
     assert code == 1
     assert digest in err
+
+
+TORCH_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+
+
+@pytest.mark.parametrize("declared", TORCH_DTYPES)
+def test_inputs_of_every_float_dtype(declared: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file's bf16 is a program's bf16; any other dtype is named as it is."""
+    torch.manual_seed(0)
+    dtype = TORCH_DTYPES[declared]
+    model, x = torch.nn.Linear(8, 3).eval().to(dtype), torch.randn(4, 8)
+    program = ree.compile(model, x.to(dtype))
+    program.save(tmp_path / "m.ree")
+    save_torch_file({"x": x.to(dtype)}, tmp_path / "same")
+    code, _, _ = run(capsys, "run", tmp_path / "m.ree", "-i", tmp_path / "same", "-o", tmp_path / "y")
+    assert code == 0
+    assert torch.equal(load_torch_file(tmp_path / "y")["out_0"], program(x.to(dtype)))
+    for other, wrong in {**TORCH_DTYPES, "f64": torch.float64, "i16": torch.int16}.items():
+        if other != declared:
+            save_torch_file({"x": x.to(wrong)}, tmp_path / "other")
+            code, _, err = run(capsys, "run", tmp_path / "m.ree", "-i", tmp_path / "other")
+            assert (code, err) == (2, f"ree: input input is {other}, the program takes {declared}\n")
 
 
 def test_inspect(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,9 +63,10 @@ def test_tensors_survive_a_file(tmp_path: Path) -> None:
     }
     tensors.write(path, arrays)
     found = tensors.read(path)
-    assert {name: a.shape for name, a in found.items()} == {name: a.shape for name, (a, _) in arrays.items()}
-    for name, (array, _) in arrays.items():
-        assert found[name].tobytes() == array.tobytes()
+    assert set(found) == set(arrays)
+    for name, (array, dtype) in arrays.items():
+        assert found[name][0].shape == array.shape and found[name][1] is dtype
+        assert found[name][0].tobytes() == array.tobytes()
     from safetensors.torch import load_file
 
     assert load_file(path)["brain"].tolist() == [1.0, -0.0]
