@@ -64,11 +64,21 @@ def threads(n: int | None = None) -> int:
         raise InputError(str(error)) from None
 
 
-def backend(graph_module: Any, example_inputs: Sequence[Any], **options: Any) -> Any:
-    """The backend of `torch.compile(model, backend="ree")`."""
+def backend(
+    graph_module: Any, example_inputs: Sequence[Any], options: Mapping[str, Any] | None = None, **ignored: Any
+) -> Any:
+    """The backend of `torch.compile(model, backend="ree")`.
+
+    options: {"freeze": False} reads the parameters at every call, where they else are constants
+    for inference: slower, but a change through `.data` or NumPy memory is seen, too. InputError
+    for others. `mode`, which is of torch's own compiler, is ignored.
+    """
     from ree.dynamo import compile_graph
 
-    return compile_graph(graph_module, example_inputs)
+    options = {"freeze": True, **(options or {})}
+    if set(options) != {"freeze"} or type(options["freeze"]) is not bool:
+        raise InputError(f"options {options} of torch.compile: ree knows 'freeze', which is True or False")
+    return compile_graph(graph_module, example_inputs, options["freeze"])
 
 
 __all__ = ["Program", "backend", "compile", "load", "threads"]

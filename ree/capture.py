@@ -134,7 +134,7 @@ def _export(model: Any, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | 
         hint = ""
         if "data-dependent" in str(error).lower() or "GuardOnDataDependent" in type(error).__name__:
             hint = " (control flow that depends on data: use torch.where, or move it out of the model)"
-        line = re.search(r'raised this error:\s*File "([^"]+)", line (\d+), in (\w+)\n\s*(.*)', str(error))
+        line = re.search(r'raised this error:\s*File "([^"]+)", line (\d+), in (.+)\n\s*(.*)', str(error))
         source = "{}:{}, in {}: {}".format(*line.groups()) if line else ""
         text = f"torch.export cannot capture the model{hint}: {_first_line(error)}"
         raise CaptureError(located(text, source)) from error
@@ -365,7 +365,7 @@ class _Importer(Importer):
 def source_of(node: Any) -> str:
     """The user's line that made an FX node: "file.py:12, in forward: return x + y"."""
     trace = node.meta.get("stack_trace") or ""
-    found = re.findall(r'File "([^"]+)", line (\d+), in (\w+)\n\s*(.*)', trace)
+    found = re.findall(r'File "([^"]+)", line (\d+), in (.+)\n\s*(.*)', trace)
     own = [f for f in found if "/torch/" not in f[0] and not f[0].startswith("torch/")]
     if not (own or found):
         return ""

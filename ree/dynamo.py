@@ -1,9 +1,10 @@
 """The torch.compile backend: AOTAutograd's functional ATen graphs, lowered and run by ree.
 
-Parameters arrive as inputs of the graph. For inference they are taken as constants, so that
-they are packed once; a parameter that was replaced, or changed by an operator of torch, is
-noticed by its address and version counter, and the program is built again. A change behind
-torch's back (through `.data`, or NumPy memory) is not: call torch._dynamo.reset() after it.
+Parameters arrive as inputs of the graph. For inference they are frozen: taken as constants, so
+that they are packed once. A frozen parameter that was replaced, or changed by an operator of
+torch, is noticed by its address and version counter, and the program is built again. A change
+behind torch's back (through `.data`, or NumPy memory) moves neither, and to compare the bytes at
+every call would cost as much as to read the parameters anew, which is what `freeze=False` does.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ from ree.program import Program
 from ree.structure import TENSOR
 
 
-def compile_graph(graph_module: Any, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-    """A callable for a graph of torch.compile; operators without a definition raise UnsupportedError."""
+def compile_graph(graph_module: Any, example_inputs: Sequence[Any], freeze: bool = True) -> Callable[..., Any]:
+    """A callable for a graph of torch.compile; operators without a definition raise UnsupportedError.
+
+    freeze: parameters are constants where no gradient is recorded; False: they are read at every call.
+    """
     from torch._dynamo.backends.common import aot_autograd
     from torch._functorch.aot_autograd import make_boxed_func
 
     def compiler(part: Any, inputs: Sequence[Any]) -> Any:
-        return make_boxed_func(Runner(part))
+        return make_boxed_func(Runner(part, freeze))
 
     return aot_autograd(fw_compiler=compiler, decompositions=_decompositions())(graph_module, example_inputs)
 
@@ -41,6 +45,21 @@ def _decompositions() -> dict[Any, Any]:
     return {op: rule for op, rule in core_aten_decompositions().items() if str(op) not in known}
 
 
+class _Importer(Importer):
+    """Refuses random numbers: the graph is lowered once, so that every call would draw the same."""
+
+    def _call(self, graph_module: Any, node: Any) -> Any:
+        drawn = self.lowering.random_streams
+        result = super()._call(graph_module, node)
+        if self.lowering.random_streams != drawn:
+            raise UnsupportedError(
+                f"{target_name(node.target)} draws random numbers, which would be the same at every call of a graph of "
+                "torch.compile; call model.eval() if it is dropout, pass the numbers in as an input, or use "
+                "ree.compile(model, inputs, seed=...)"
+            )
+        return result
+
+
 class Runner:
     """Runs one functional graph; makes its program at the first call, when real tensors are there.
 
@@ -48,8 +67,9 @@ class Runner:
     dynamic shape, when the shapes do.
     """
 
-    def __init__(self, graph_module: Any) -> None:
+    def __init__(self, graph_module: Any, freeze: bool = True) -> None:
         self.graph_module = graph_module
+        self.freeze = freeze
         _require_rules(graph_module)
         self._program: Program | None = None
         self._state: tuple[Any, ...] = ()
@@ -60,7 +80,9 @@ class Runner:
     def __call__(self, *args: Any) -> list[Any]:
         import torch
 
-        is_weight = [isinstance(a, torch.nn.Parameter) and not torch.is_grad_enabled() for a in args]
+        freeze = self.freeze and not torch.is_grad_enabled()
+        # a tensor made in inference mode counts no versions, so that no change of it would be noticed
+        is_weight = [freeze and isinstance(a, torch.nn.Parameter) and not a.is_inference() for a in args]
         state = tuple(_state(a, weight) for a, weight in zip(args, is_weight, strict=True))
         if self._program is None or state != self._state:
             with cpu.default_fp_state():
@@ -85,7 +107,7 @@ class Runner:
     def _build(self, args: Sequence[Any], is_weight: Sequence[bool]) -> Program:
         import torch
 
-        importer = Importer()
+        importer = _Importer()
         module = _specialised(self.graph_module, args)
         placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
         for node, value, weight in zip(placeholders, args, is_weight, strict=True):
@@ -103,11 +125,6 @@ class Runner:
         self._outputs = [(isinstance(r, T), r) for r in results]
         tensors = [r for r in results if isinstance(r, T)]
         graph: Graph = importer.lowering.finish(tensors)
-        if any(node.op == "philox" for node in graph.nodes):
-            raise UnsupportedError(
-                "random numbers (dropout in training mode, randn) through torch.compile would be the same at "
-                "every call; call model.eval(), or use ree.compile(seed=...)"
-            )
         check(graph)
         return Program(prepare(graph), {"tuple": [TENSOR] * len(graph.inputs)}, {"list": [TENSOR] * len(tensors)})
 
@@ -117,7 +134,7 @@ def _state(value: Any, is_weight: bool) -> Any:
     import torch
 
     if is_weight:
-        return value.data_ptr(), 0 if value.is_inference() else value._version
+        return value.data_ptr(), value._version
     return tuple(value.shape) if isinstance(value, torch.Tensor) else value
 
 
@@ -145,9 +162,12 @@ def _specialised(graph_module: Any, args: Sequence[Any]) -> Any:
     )
     if not symbolic:
         return graph_module
+    from torch.fx import Interpreter
     from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.traceback import preserve_node_meta
 
     try:
-        return make_fx(graph_module, tracing_mode="fake")(*args)
+        with preserve_node_meta():  # the user's lines, for errors
+            return make_fx(Interpreter(graph_module).run, tracing_mode="fake")(*args)
     except Exception as error:
         raise CaptureError(f"torch cannot specialise the graph: {error}") from error

@@ -130,5 +130,5 @@ def _glu(ctx: Lowering, x: T, dim: int = -1) -> T:
 def _dropout(ctx: Lowering, x: T, p: float, train: bool) -> T:
     """The identity of evaluation mode."""
     if train and p != 0:
-        raise ctx.unsupported("dropout in training mode", "call model.eval(), or use torch.compile with backend='ree'")
+        raise ctx.unsupported("dropout in training mode", "call model.eval(), or use nn.Dropout")
     return x
