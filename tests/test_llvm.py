@@ -10,6 +10,7 @@ import pytest
 from ree.element import jit
 from ree.element.interpret import interpret
 from ree.element.llvm import Layout
+from ree.element.llvm_schedule import Arm, split_arms
 from ree.element.program import FOLDS, INSTRUCTIONS, OUT, Builder, Port, Program, Value
 from ree.errors import DeviceError, GraphError
 from ree.types import DType, Type
@@ -556,3 +557,53 @@ def test_products_and_sums_are_not_contracted(isa: str) -> None:
     assert "vmulps" in text and "vfm" not in text and "vfnm" not in text
     fused = pointwise([Type.F32, Type.F32], lambda b, x, y: [b.fma(x, y, x)])
     assert "vfm" in jit.emit_assembly(fused, Layout(((None, 1),) * 3, 0), isa)
+
+
+# -- costly arms of selects ------------------------------------------------------------------
+def _chain(value: Value, steps: int) -> Value:
+    """A long computation, different at every step."""
+    for step in range(steps):
+        value = value * (1.0 + step / 64) + 0.25
+    return value
+
+
+def _arms(b: Builder, x: Value, y: Value) -> list[Value]:
+    """Selects whose last operand is costly, one inside another, one shared with another use, one of two rows."""
+    shared = _chain(y, 20)
+    inner = b.select(y < 0.0, x, _chain(x * y, 30))
+    rare = b.select(x < 100.0, x + 1.0, _chain(inner, 25))
+    always = b.select(x < 1e30, y, shared)
+    return [rare, always, shared, b.select(x.eq(x), y, b.convert(_chain(b.convert(x, Type.F64), 20), Type.F32))]
+
+
+@pytest.mark.parametrize("columns", [1, 15, 16, 17, 200])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
+def test_costly_arms_run_where_a_lane_chooses_them(columns: int, share: float) -> None:
+    """Behind a branch or not, the select's meaning stays: no lane, some lanes, all lanes, and NaN."""
+    random = np.random.default_rng(int(share * 100) + columns)
+    x, y = random.standard_normal((2, 3, columns)).astype(np.float32)
+    chosen = random.random(x.shape) < share
+    x[chosen] = random.choice([150.0, np.inf, np.nan], chosen.sum())
+    program = pointwise([Type.F32, Type.F32], _arms)
+    check_kernel(program, [x, y], x.shape)
+
+
+def test_an_arm_is_behind_a_branch_only_if_nothing_else_needs_it() -> None:
+    program = pointwise([Type.F32, Type.F32], _arms)
+    parts = split_arms(program.body, program.results)
+    arms = [part for part in parts if isinstance(part, Arm)]
+    assert [len(arm.body) > 32 for arm in arms] == [True, True]  # `rare` (its inner select inside) and the last
+    kept = [part for part in parts if not isinstance(part, Arm)]
+    assert sum(len(arm.body) + 1 for arm in arms) + len(kept) == len(program.body)
+    (outer, _) = arms
+    assert any(isinstance(part, Arm) for part in split_arms(outer.body, outer.select.args[2:]))
+
+
+def test_loads_and_bounds_stay_out_of_arms() -> None:
+    """A refused index is reported even where the select ignores what was loaded with it."""
+    b = Builder([Port(DType.F32, 2), Port(DType.I64, 2), Port(DType.F32, 1)], 2)
+    x, index = (b.load(n, *b.indices()) for n in range(2))
+    looked_up = b.load(2, b.bound(index, b.extent(2, 0)))
+    program = b.finish([b.select(x.eq(x), x, _chain(looked_up, 30))], [DType.F32])
+    (arm,) = (part for part in split_arms(program.body, program.results) if isinstance(part, Arm))
+    assert not {instr.op for instr in arm.body} & {"load", "bound"}

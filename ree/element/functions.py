@@ -90,11 +90,21 @@ erf = univariate("erf")
 erfc = univariate("erfc")
 sigmoid = univariate("sigmoid")
 rsqrt = univariate("rsqrt")
-gelu = univariate("gelu")
+_gelu_in_full = univariate("gelu")
 gelu_tanh = univariate("gelu_tanh")
 silu = univariate("silu")
 mish = univariate("mish")
 log_sigmoid = univariate("log_sigmoid")
+
+
+def gelu(b: Builder, x: Value) -> Value:
+    """x Phi(x) rounded once: cheaply where bounds on it settle the rounding, else in full.
+
+    The printer of kernels skips the full evaluation where no lane of a vector needs it.
+    """
+    low, high = (_narrow(b, bound) for bound in bell.gelu_near(b, _wide(b, x)))
+    settled = low.eq(high) & (b.op("abs", x) <= bell.GELU_NEAR)
+    return b.select(settled, low, _gelu_in_full(b, x))
 
 
 def softplus(b: Builder, x: Value, beta: float = 1.0, threshold: float = 20.0) -> Value:

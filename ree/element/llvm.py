@@ -8,19 +8,19 @@ Folds are in llvm_fold.py, instructions in llvm_ops.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ree.element.llvm_fold import print_fold
 from ree.element.llvm_ops import STORAGE, Ops, Target
-from ree.element.llvm_schedule import free_values, lanes_are_columns, varies_with_column
-from ree.element.llvm_text import LLVM_TYPE, Val, Writer, literal, suffix, vector
+from ree.element.llvm_schedule import Arm, free_values, lanes_are_columns, size, split_arms, varies_with_column
+from ree.element.llvm_text import LLVM_TYPE, RARE_DEFINITION, Val, Writer, literal, suffix, vector
 from ree.element.program import Instr, Program
 from ree.errors import GraphError
 from ree.types import DType, Type
 
-PRINTER_VERSION = 1
+PRINTER_VERSION = 2
 LANES = 16
 _LONG = 96  # programs with more instructions, chains of FMAs mostly, get two vectors at a time to hide latency
 _ONE_BODY = 160  # programs with more instructions are printed once, always masked
@@ -59,7 +59,7 @@ class Printer:
         self._ranks = [port.rank for port in program.inputs] + [program.rank] * len(program.results)
         if [len(strides) for strides in layout.strides] != self._ranks:
             raise GraphError(f"layout {layout.strides} does not fit the program's ports")
-        self._masked_only = target.masks and _size(program.body) > _ONE_BODY
+        self._masked_only = target.masks and size(program.body, program.results) > _ONE_BODY
 
     # -- the kernel --------------------------------------------------------------------
     def function(self, name: str) -> str:
@@ -106,19 +106,20 @@ class Printer:
     def _row(self) -> None:
         varying = varies_with_column(self.program)
         body = self.program.body
-        self.run([instr for instr in body if instr.results[0] not in varying])
         column = [instr for instr in body if instr.results[0] in varying]
+        needed = {value for instr in column for value in free_values(instr)[0]}.union(self.program.results)
+        self.run([instr for instr in body if instr.results[0] not in varying], needed)
 
         def columns(index: Val, carried: Sequence[str]) -> list[str]:
             self.index = [*rows, index] if self.program.rank else []
-            self.run(column)
+            self.run(column, self.program.results)
             # a result may be stored over an input at the same coordinates: all loads come first
             for number in range(len(self.program.results)):
                 self._store(number)
             return []
 
         rows = self.index
-        lanes = 2 * LANES if _size(column) > _LONG else LANES
+        lanes = 2 * LANES if size(column, self.program.results) > _LONG else LANES
         if not lanes_are_columns(self.program, self.layout.strides):
             lanes = 1
         self.strip("%c0", "%c1", lanes, [], columns)
@@ -178,14 +179,34 @@ class Printer:
         return all(self.values[v].uniform for v in used) and all(self.index[a].uniform for a in axes)
 
     # -- instructions ----------------------------------------------------------------------------
-    def run(self, body: Sequence[Instr]) -> None:
-        """Print instructions, in the current lanes."""
-        for instr in body:
-            if instr.region is not None:
-                results = print_fold(self, instr, instr.region)
-                self.values.update(zip(instr.results, results, strict=True))
+    def run(self, body: Sequence[Instr], wanted: Collection[int]) -> None:
+        """Print instructions, in the current lanes; wanted: the values that are used outside the body."""
+        for part in split_arms(body, wanted):
+            if isinstance(part, Arm):
+                self._arm(part)
+            elif part.region is not None:
+                results = print_fold(self, part, part.region)
+                self.values.update(zip(part.results, results, strict=True))
             else:
-                self.values[instr.results[0]] = self._instruction(instr)
+                self.values[part.results[0]] = self._instruction(part)
+
+    def _arm(self, arm: Arm) -> None:
+        """A select with a costly last operand: computed behind a branch, if any active lane chooses it."""
+        select = arm.select
+        condition = self.values[select.args[0]]
+        type = select.types[0]
+        width = 1 if condition.uniform else self.width
+        others = self.w.do(f"xor {vector('i1', width)} {condition.text}, {self.ops(width).constant('i1', 'true')}")
+        needed = self.w.any_lane(self._and_mask(others), width) if width > 1 else others
+
+        def body() -> list[str]:
+            self.run(arm.body, select.args[2:])
+            return [self.wide(self.values[select.args[2]])]
+
+        zero = "zeroinitializer" if self.width > 1 else literal(0, type)
+        (text,) = self.w.when(needed, body, [(vector(LLVM_TYPE[type], self.width), zero)], rare=True)
+        self.values[select.args[2]] = Val(type, text, lanes=self.width > 1)
+        self.values[select.results[0]] = self._instruction(select)
 
     def _instruction(self, instr: Instr) -> Val:
         args = [self.values[a] for a in instr.args]
@@ -439,10 +460,6 @@ class Printer:
         return self._param(self.layout.params + self.program.rank + sum(self._ranks[:port]) + axis)
 
 
-def _size(body: Sequence[Instr]) -> int:
-    return sum(1 + (_size(i.region.body) if i.region else 0) for i in body)
-
-
 def print_module(kernels: Sequence[tuple[str, Program, Layout]], target: Target) -> str:
     """The module of these kernels: (name, program, layout)."""
     functions: list[str] = []
@@ -460,4 +477,4 @@ def print_module(kernels: Sequence[tuple[str, Program, Layout]], target: Target)
         ' "prefer-vector-width"="512" "min-legal-vector-width"="512" }'
     )
     parts = [f'target triple = "{target.triple}"', *functions, *helpers.values()]
-    return "\n".join([*parts, *declarations.values(), attributes, ""])
+    return "\n".join([*parts, *declarations.values(), attributes, RARE_DEFINITION, ""])

@@ -279,7 +279,7 @@ def _chain(p: Printer, instr: Instr, region: Block) -> list[Val]:
 # -- what all share ---------------------------------------------------------------------------------
 def _run_region(p: Printer, region: Block, *params: Val) -> None:
     p.values.update(zip(region.params, params, strict=True))
-    p.run(region.body)
+    p.run(region.body, region.results)
 
 
 def _evaluate(p: Printer, region: Block, k: Val, neutral: str) -> str:

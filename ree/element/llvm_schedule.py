@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from ree.element.program import Instr, Program, const_value
 from ree.types import Type
 
+_ARM_MIN = 32  # instructions of a select's arm from which a branch around it pays
+_PINNED = frozenset({"load", "load_if", "bound"})  # never moved into an arm: they touch memory
 _BY_LANES = ("sum", "max", "min", "isum", "any", "all")  # folds that can run in lanes over k
 Step = int | None  # how much an i64 grows with a variable; None: unknown
 
@@ -33,6 +36,68 @@ def free_values(instr: Instr) -> tuple[set[int], set[int]]:
         visit(instr.region.body)
         used.update(instr.region.results)
     return used - defined, axes
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The instructions that only the last operand of `select` needs: to be run only if a lane chooses it."""
+
+    select: Instr
+    body: tuple[Instr, ...]
+
+
+def split_arms(body: Sequence[Instr], wanted: Collection[int]) -> list[Instr | Arm]:
+    """The body in order, with every select whose last operand is costly replaced by an `Arm`.
+
+    wanted: values that are used outside the body. No instruction with a region or an effect moves.
+    """
+    uses: dict[int, int] = {}
+    for instr in body:
+        for value in free_values(instr)[0]:
+            uses[value] = uses.get(value, 0) + 1
+    for value in wanted:
+        uses[value] = uses.get(value, 0) + 1
+    defined = {instr.results[0]: n for n, instr in enumerate(body) if len(instr.results) == 1}
+    moved: dict[int, list[int]] = {}  # number of a select -> numbers of its arm
+    taken: set[int] = set()
+    for number in reversed(range(len(body))):
+        if body[number].op == "select" and number not in taken and body[number].args[2] not in body[number].args[:2]:
+            arm = _only_for(body, defined, uses, body[number])
+            if len(arm) >= _ARM_MIN:
+                moved[number] = arm
+                taken.update(arm)
+    result: list[Instr | Arm] = []
+    for number, instr in enumerate(body):
+        if number in moved:
+            result.append(Arm(instr, tuple(body[n] for n in moved[number])))
+        elif number not in taken:
+            result.append(instr)
+    return result
+
+
+def _only_for(body: Sequence[Instr], defined: dict[int, int], uses: dict[int, int], select: Instr) -> list[int]:
+    """Numbers of the instructions, ascending, that serve nothing but the last operand of a select."""
+    left = dict(uses)
+    found: list[int] = []
+    waiting = [select.args[2]]
+    while waiting:
+        value = waiting.pop()
+        left[value] -= 1
+        number = defined.get(value)
+        if number is None or left[value] > 0 or body[number].region is not None or body[number].op in _PINNED:
+            continue
+        found.append(number)
+        waiting.extend(set(body[number].args))
+    return sorted(found)
+
+
+def size(body: Sequence[Instr], wanted: Collection[int]) -> int:
+    """Number of instructions that always run, those of regions included."""
+    total = 0
+    for part in split_arms(body, wanted):
+        region = None if isinstance(part, Arm) else part.region
+        total += 1 + (size(region.body, region.results) if region else 0)
+    return total
 
 
 def varies_with_column(program: Program) -> set[int]:

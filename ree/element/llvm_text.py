@@ -22,6 +22,8 @@ LLVM_TYPE = {
     Type.F32: "float",
     Type.F64: "double",
 }
+RARE = "!0"
+RARE_DEFINITION = f'{RARE} = !{{!"branch_weights", i32 1, i32 1000}}'
 _SUFFIX = {"float": "f32", "double": "f64", "ptr": "p0", "half": "f16"}
 
 
@@ -142,8 +144,9 @@ class Writer:
     def jump(self, label: str) -> None:
         self.void(f"br label %{label}")
 
-    def branch(self, condition: str, then: str, other: str) -> None:
-        self.void(f"br i1 {condition}, label %{then}, label %{other}")
+    def branch(self, condition: str, then: str, other: str, rare: bool = False) -> None:
+        hint = f", !prof {RARE}" if rare else ""
+        self.void(f"br i1 {condition}, label %{then}, label %{other}{hint}")
 
     @contextmanager
     def loop(self, start: str, stop: str, step: int, carried: Sequence[tuple[str, str]] = ()) -> Iterator[Loop]:
@@ -170,11 +173,18 @@ class Writer:
         state.results = state.carried
 
     def when(
-        self, condition: str, body: Callable[[], Sequence[str]], other: Sequence[tuple[str, str]] = ()
+        self,
+        condition: str,
+        body: Callable[[], Sequence[str]],
+        other: Sequence[tuple[str, str]] = (),
+        rare: bool = False,
     ) -> list[str]:
-        """`condition ? body() : other`, the body run only where it is true; other: (type, value)."""
+        """`condition ? body() : other`, the body run only where it is true; other: (type, value).
+
+        rare: a hint that it seldom is.
+        """
         then, done, before = self.label(), self.label(), self.block
-        self.branch(condition, then, done)
+        self.branch(condition, then, done, rare)
         self.start(then)
         values = body()
         after = self.block

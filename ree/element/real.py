@@ -23,12 +23,23 @@ _LOG10_2_HI = float.fromhex("0x1.34413509f78p-2")
 _LOG10_2_LO = float.fromhex("0x1.fef311f12b358p-46")
 _LOG10_E = float.fromhex("0x1.bcb7b1526e50ep-2")
 _LOG10_E_LO = float.fromhex("0x1.95355baaafad3p-57")
+_TWO_CHAINS = 8  # coefficients
 _INF = float("inf")
 _NAN = float("nan")
 
 
 def polynomial(b: Builder, coefficients: Sequence[float], x: Value) -> Value:
-    """Horner's rule with FMA; coefficients from the constant term up."""
+    """Horner's rule with FMA; coefficients from the constant term up.
+
+    Long ones are two chains, of the even and of the odd powers: half the latency, for one multiplication more.
+    """
+    if len(coefficients) < _TWO_CHAINS:
+        return _horner(b, coefficients, x)
+    square = x * x
+    return b.fma(_horner(b, coefficients[1::2], square), x, _horner(b, coefficients[::2], square))
+
+
+def _horner(b: Builder, coefficients: Sequence[float], x: Value) -> Value:
     total = b.fma(x, coefficients[-1], coefficients[-2])
     for coefficient in reversed(coefficients[:-2]):
         total = b.fma(total, x, coefficient)
@@ -94,7 +105,8 @@ def _reduce_exp(b: Builder, x: Value) -> tuple[Value, Value]:
 
 def exp(b: Builder, x: Value) -> Value:
     r, bits = _reduce_exp(b, clamp(b, x, -110.0, 110.0))
-    return polynomial(b, (1.0, 1.0, *table.EXP), r) * _power_of_two(b, bits)
+    small = b.fma(r * r, polynomial(b, table.EXP, r), r)
+    return (small + 1.0) * _power_of_two(b, bits)
 
 
 def exp2(b: Builder, x: Value) -> Value:

@@ -63,7 +63,7 @@ def _float_operand(ctx: Lowering, x: T) -> T:
 
 
 def _define_univariate(name: str) -> None:
-    function = functions.univariate(name)
+    function = getattr(functions, name)
 
     @operator_def(name, doc=_DOCS[name] + ", rounded once")
     def _(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
