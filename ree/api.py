@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import gc
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ree.errors import DeviceError, InputError
@@ -34,9 +36,22 @@ def compile(
     args, kwargs = _arguments(example_inputs)
     if type(seed) is not int or not 0 <= seed < 1 << 64:
         raise InputError(f"seed {seed} is not in 0 .. 2^64-1")
-    with cpu.default_fp_state():
+    with cpu.default_fp_state(), _uncollected():
         captured = capture(model, args, kwargs, dynamic_shapes, seed)
         return Program(prepare(captured.graph), captured.inputs, captured.outputs, captured.rebuild)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collection: what a compilation makes lives on, and each search through all of torch's objects
+    takes a quarter of a second."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _arguments(example_inputs: Any) -> tuple[Sequence[Any] | None, Mapping[str, Any] | None]:

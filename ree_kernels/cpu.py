@@ -155,6 +155,17 @@ def run(steps: Any, n_steps: int) -> None:
         raise KernelError(f"the executor failed: {os.strerror(status)}")
 
 
+def run_kernel(kernels: Kernels, name: str, args: Any, shape: tuple[int, int], grain: tuple[int, int]) -> None:
+    """Run one kernel that needs no scratch over rows x columns; `args`: a pointer to its arguments."""
+    ffi = runtime().ffi
+    step = ffi.new("ree_step *")
+    step.kernel = ffi.cast("ree_kernel", kernels.address(name))
+    step.args = ffi.cast("void *", int(kernels.ffi.cast("uintptr_t", args)))
+    step.rows, step.cols = shape
+    step.row_grain, step.col_grain = grain
+    run(step, 1)
+
+
 @contextlib.contextmanager
 def default_fp_state() -> Iterator[None]:
     """Round to nearest with subnormals in this thread, whatever the process has set; restored at the end.

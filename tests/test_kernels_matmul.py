@@ -11,6 +11,7 @@ import pytest
 from ree.element.fma import fma32
 from ree_kernels import KernelError, cpu
 from ree_kernels.cpu import Kernels
+from ree_kernels.pack import pack_matrix
 from tests.kernel_runs import pointer, random_cuts, run_boxes, run_pool, special_floats
 
 EDGES = (0, 1, 15, 16, 17, 255, 256, 257, 513)
@@ -165,6 +166,20 @@ def test_pack_from_slices(kernels: Kernels) -> None:
     b = rng.standard_normal((70, 5 * kernels.panel_cols - 3), np.float32)
     cuts = [0, kernels.panel_cols, 3 * kernels.panel_cols, b.shape[1]]
     same_bits(pack(kernels, b, cuts), pack(kernels, b))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("k,n", [(1, 1), (3, 33), (257, 31), (70, 5000), (9000, 300)])
+def test_pack_on_the_pool(kernels: Kernels, k: int, n: int, transposed: bool) -> None:
+    b = np.random.default_rng([k, n]).standard_normal((n, k) if transposed else (k, n), np.float32)
+    b = b.T if transposed else b
+    before = cpu.threads()
+    try:
+        for threads in (1, 3):
+            cpu.threads(threads)
+            same_bits(pack_matrix(kernels, b), pack(kernels, b))
+    finally:
+        cpu.threads(before)
 
 
 def test_pack_refuses_bad_slices(kernels: Kernels) -> None:

@@ -111,7 +111,7 @@ class Fuser:
         assert node is not None
         if operator(node.op).kind == "view":
             return self._load(*self._through(value, index))
-        program = self.groups.programs.get(value) or node_program(self.graph, value)
+        program = self.groups.programs.get(value) or node_program(self.graph, value, self.groups.known)
 
         def extent(source: int, axis: int) -> Value:
             owner = value if source == OUT else node.inputs[source]
@@ -183,7 +183,7 @@ class Fuser:
             return self._builder.const_from_bits(0, self.graph.type_of(source).dtype.element)
 
         emit(
-            node_program(self.graph, value),
+            node_program(self.graph, value, self.groups.known),
             self._builder,
             list(coordinates),
             load,

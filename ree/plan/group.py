@@ -7,6 +7,7 @@ may host the group that reads it as its epilogue. All decisions follow from the 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ree.element.program import Program, walk
 from ree.graph import Graph, Node
@@ -33,19 +34,26 @@ class Groups:
     """For each value: its kind and, for nodes, whether it is inlined; and epilogue hosts.
 
     programs: element program of every non-view node; inlined: values without memory;
-    host: group root -> the scheduled value whose kernel runs the group as its epilogue.
+    host: group root -> the scheduled value whose kernel runs the group as its epilogue;
+    known: programs that `node_program` made.
     """
 
     programs: dict[int, Program] = field(default_factory=dict)
     inlined: set[int] = field(default_factory=set)
     host: dict[int, int] = field(default_factory=dict)
+    known: dict[Any, Program] = field(default_factory=dict)
 
 
-def node_program(graph: Graph, value: int) -> Program:
-    """The element program of a node at its static types."""
+def node_program(graph: Graph, value: int, known: dict[Any, Program]) -> Program:
+    """The element program of a node at its static types; `known` keeps it for equal nodes, which layers repeat."""
     node = graph.node_of(value)
     assert node is not None
-    return operator(node.op).program([graph.type_of(v) for v in node.inputs], node.type, node.attrs)
+    types = tuple(graph.type_of(v) for v in node.inputs)
+    # by representation: 1, 1.0 and True are equal, and so are 0.0 and -0.0, but they mean different things
+    key = (node.op, types, node.type, repr(sorted(node.attrs.items())))
+    if key not in known:
+        known[key] = operator(node.op).program(types, node.type, node.attrs)
+    return known[key]
 
 
 def kind_of(graph: Graph, node: Node) -> str:
@@ -100,7 +108,7 @@ class Grouper:
             self.kinds[value] = kind_of(graph, node)
             self.is_view[value] = self.kinds[value] == "view"
             if self.kinds[value] not in SCHEDULED:
-                self.groups.programs[value] = node_program(graph, value)
+                self.groups.programs[value] = node_program(graph, value, self.groups.known)
         self.uses = graph.uses()
         self.tail = self._tails()
         self.root_of: dict[int, int] = {}

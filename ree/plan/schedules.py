@@ -21,6 +21,7 @@ from ree.types import DType
 from ree_kernels.conv import Conv, pack_weights
 from ree_kernels.conv import fill as fill_conv
 from ree_kernels.conv import schedule as schedule_conv
+from ree_kernels.pack import pack_matrix
 
 if TYPE_CHECKING:
     from ree.plan.planner import Planner
@@ -76,12 +77,6 @@ class Args:
             step.epilogue = epilogue
             step.epilogue_fields = (self.field("epilogue"), self.field("epilogue_args"))
         return step
-
-
-def aligned_floats(count: int) -> np.ndarray:
-    """Uninitialised float32 memory, aligned to 64 bytes, in huge pages where it is large."""
-    memory = cpu.allocate(max(64, count * 4))
-    return np.frombuffer(cpu.runtime().ffi.buffer(memory, count * 4), np.float32)
 
 
 def strided(data: np.ndarray, layout: Layout) -> np.ndarray:
@@ -148,17 +143,7 @@ def _packed_matrix(p: Planner, b: int) -> Slot:
     key = ("matmul", number, layout.shape, layout.strides, layout.offset)
 
     def make() -> np.ndarray:
-        k, n = layout.shape
-        kernels = cpu.kernels()
-        packed = aligned_floats(int(kernels.lib.ree_pack_b_floats(n, k)))
-        source = strided(p.weights.array(number), layout)
-        slice_cols = max(kernels.panel_cols, (4 << 20) // max(1, 4 * k) // kernels.panel_cols * kernels.panel_cols)
-        for c0 in range(0, n, slice_cols):
-            part = source[:, c0 : c0 + slice_cols]
-            pointer = kernels.ffi.cast("float *", packed.ctypes.data)
-            data = kernels.ffi.cast("const float *", part.ctypes.data)
-            kernels.lib.ree_pack_b(pointer, n, k, c0, part.shape[1], data, part.strides[0] // 4, part.strides[1] // 4)
-        return packed
+        return pack_matrix(cpu.kernels(), strided(p.weights.array(number), layout))
 
     index, size_bytes = p.weights.packed(key, make)
     return Slot(Buffer("packed", index, size_bytes))

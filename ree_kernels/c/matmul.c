@@ -34,6 +34,17 @@ int ree_pack_b(float *packed, int64_t n, int64_t k, int64_t c0, int64_t cols, co
     return 0;
 }
 
+void ree_pack_b_box(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch)
+{
+    (void)r0, (void)r1, (void)scratch;
+    const ree_pack_b_args *p = args;
+    for (int64_t c = c0; c < c1; c += REE_NR)
+        pack_panel(p->packed + c * p->k, p->source + c * p->source_col, p->source_k, p->source_col, p->k,
+                   min64(c1 - c, REE_NR));
+    if (c1 == p->n) /* the padding behind the last panel is its box's */
+        memset(p->packed + round_up(p->n, REE_NR) * p->k, 0, REE_NR * sizeof *p->packed);
+}
+
 /* -- the parts of a product --------------------------------------------------------------- */
 
 /* Rows [r0, r1) that share one B, and columns [c0, c1). */

@@ -42,4 +42,14 @@ int64_t ree_pack_b_floats(int64_t n, int64_t k);
 int ree_pack_b(float *packed, int64_t n, int64_t k, int64_t c0, int64_t cols, const float *source, int64_t source_k,
                int64_t source_col);
 
+/* The same as a kernel, so that the pool's threads share it: one row, n columns, cut at multiples of
+ * ree_panel_cols(). Element (k, col) of B lies at source[k * source_k + col * source_col]. */
+typedef struct {
+    float *packed;
+    const float *source;
+    int64_t n, k, source_k, source_col;
+} ree_pack_b_args;
+
+void ree_pack_b_box(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch);
+
 #endif
