@@ -20,7 +20,7 @@ from ree.element.program import Instr, Program
 from ree.errors import GraphError
 from ree.types import DType, Type
 
-PRINTER_VERSION = 2
+PRINTER_VERSION = 4
 LANES = 16
 _LONG = 96  # programs with more instructions, chains of FMAs mostly, get two vectors at a time to hide latency
 _ONE_BODY = 160  # programs with more instructions are printed once, always masked

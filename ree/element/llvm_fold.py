@@ -16,6 +16,7 @@ from ree.types import Type
 
 if TYPE_CHECKING:
     from ree.element.llvm import Printer
+    from ree.element.llvm_ops import Ops
 
 _LEVELS = 6  # sums of sums: 256^6 = 2^48 elements
 
@@ -44,33 +45,84 @@ def _identity(kind: str, type: Type) -> str:
 
 
 def _combine(p: Printer, kind: str, type: Type, width: int, a: str, b: str) -> str:
+    """Two partial results in the form that they are carried in."""
+    if _is_ranked(kind, type):
+        return p.w.intrinsic(f"s{kind}", vector(f"i{type.bits}", width), a, b)
     op = {"isum": "add", "any": "or", "all": "and"}.get(kind, kind)
     return p.ops(width).emit(op, type, [a, b], type, ())
+
+
+def _is_ranked(kind: str, type: Type) -> bool:
+    """Whether a fold compares floats: it is carried as integers in the same order, one instruction a step."""
+    return type.is_float and kind in ("max", "min")
+
+
+def _carried(kind: str, type: Type) -> str:
+    return f"i{type.bits}" if _is_ranked(kind, type) else LLVM_TYPE[type]
+
+
+def _start(kind: str, type: Type) -> str:
+    """The identity in the form that partial results are carried in."""
+    if not _is_ranked(kind, type):
+        return _identity(kind, type)
+    infinity = 0x7F800000 if type is Type.F32 else 0x7FF0000000000000
+    return str(-infinity - 1 if kind == "max" else infinity)
+
+
+def _rank(p: Printer, kind: str, type: Type, width: int, value: str) -> str:
+    """A float as an integer that compares as it does: -0 below +0, and NaN as the result that it forces."""
+    if not _is_ranked(kind, type):
+        return value
+    ops, bits = p.ops(width), f"i{type.bits}"
+    most = (1 << (type.bits - 1)) - 1
+    raw = ops.cast("bitcast", ops.type(type), value, ops.of(bits))
+    nan = ops.compare("uno", ops.type(type), value, value)
+    return ops.select(
+        nan, ops.of(bits), ops.constant(bits, most if kind == "max" else -most - 1), _turn(ops, type, raw)
+    )
+
+
+def _unrank(p: Printer, kind: str, type: Type, width: int, carried: str) -> str:
+    if not _is_ranked(kind, type):
+        return carried
+    ops = p.ops(width)
+    return ops.cast("bitcast", ops.of(f"i{type.bits}"), _turn(ops, type, carried), ops.type(type))
+
+
+def _turn(ops: Ops, type: Type, raw: str) -> str:
+    """All bits but the sign flipped where the sign is set; its own inverse."""
+    bits = f"i{type.bits}"
+    sign = ops.binary("ashr", ops.of(bits), raw, ops.constant(bits, type.bits - 1))
+    flip = ops.binary("and", ops.of(bits), sign, ops.constant(bits, (1 << (type.bits - 1)) - 1))
+    return ops.binary("xor", ops.of(bits), raw, flip)
 
 
 def _reduce_across(p: Printer, instr: Instr, region: Block) -> Val:
     kind, type = instr.op.removeprefix("fold:"), instr.types[0]
     width = 2 * SUM_LANES
-    llvm = LLVM_TYPE[type]
-    neutral = p.w.splat(llvm, _identity(kind, type), width)
+    carried_type = _carried(kind, type)
+    neutral = p.w.splat(LLVM_TYPE[type], _identity(kind, type), width)
+    start = p.w.splat(carried_type, _start(kind, type), width)
 
     def body(k: Val, carried: Sequence[str]) -> list[str]:
-        value = _evaluate(p, region, k, neutral)
+        value = _rank(p, kind, type, width, _evaluate(p, region, k, neutral))
         return [_combine(p, kind, type, width, carried[0], value)]
 
-    lanes = p.strip("0", p.values[instr.args[0]].text, width, [(vector(llvm, width), neutral)], body)[0]
-    return Val(type, p.w.halve(lanes, llvm, width, lambda n, a, b: _combine(p, kind, type, n, a, b)))
+    lanes = p.strip("0", p.values[instr.args[0]].text, width, [(vector(carried_type, width), start)], body)[0]
+    whole = p.w.halve(lanes, carried_type, width, lambda n, a, b: _combine(p, kind, type, n, a, b))
+    return Val(type, _unrank(p, kind, type, 1, whole))
 
 
 def _reduce_down(p: Printer, instr: Instr, region: Block) -> list[Val]:
     kind, type = instr.op.removeprefix("fold:"), instr.types[0]
-    wide = vector(LLVM_TYPE[type], p.width)
+    carried_type = _carried(kind, type)
     neutral = p.w.splat(LLVM_TYPE[type], _identity(kind, type), p.width)
+    start = p.w.splat(carried_type, _start(kind, type), p.width)
     stop, counts = _counts(p, instr)
-    with p.w.loop("0", stop, 1, [(wide, neutral)]) as loop:
-        value = _evaluate_at(p, region, loop.index, counts, neutral)
+    with p.w.loop("0", stop, 1, [(vector(carried_type, p.width), start)]) as loop:
+        value = _rank(p, kind, type, p.width, _evaluate_at(p, region, loop.index, counts, neutral))
         loop.next = [_combine(p, kind, type, p.width, loop.carried[0], value)]
-    return [Val(type, loop.results[0], lanes=True)]
+    return [Val(type, _unrank(p, kind, type, p.width, loop.results[0]), lanes=True)]
 
 
 # -- sum ----------------------------------------------------------------------------------------

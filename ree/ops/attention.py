@@ -90,7 +90,7 @@ def weights_program(mask: DType | None, attrs: Attrs) -> Program:
     weight = _weights(
         b, attrs, count, lambda s: b.load(0, batch, head, row, s), lambda s: b.load(1, batch, head, row, s)
     )(key)
-    return b.finish([b.select(key < count, weight, 0.0)], [DType.F32])
+    return b.finish([b.select(key < count, weight, 0.0) if attrs["causal"] else weight], [DType.F32])
 
 
 # -- lowerings ------------------------------------------------------------------------------

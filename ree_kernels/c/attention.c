@@ -96,7 +96,7 @@ static void scores(const block_t *s, int64_t c_end)
     }
 }
 
-/* Scores to p, through the hook, in place. */
+/* Scores to p, through the hook, in place. Under a causal mask tile by tile, each as far as its last row needs. */
 static void call_hook(const block_t *s, int64_t c_end)
 {
     const ree_attention_args *g = s->g;
@@ -107,7 +107,11 @@ static void call_hook(const block_t *s, int64_t c_end)
     pointers[0] = pointers[g->hook_pointers - 1] = base;
     ree_jit_args local = *g->hook_args;
     local.pointers = pointers;
-    g->hook(&local, s->r0, s->r1, 0, c_end, s->rest);
+    const int64_t step = g->causal ? REE_MR : s->r1 - s->r0;
+    for (int64_t r = s->r0; r < s->r1; r += step) {
+        const int64_t end = min64(s->r1, r + step);
+        g->hook(&local, r, end, 0, g->causal ? max_length(g, r, end) : c_end, s->rest);
+    }
 }
 
 /* -- values ------------------------------------------------------------------------------- */

@@ -44,16 +44,26 @@ REE_INLINE float fold_lanes(float *lanes)
     return lanes[0];
 }
 
-/* Sum of one chunk, n <= 256 contiguous floats. */
+/* Sum of one chunk, n <= 256 contiguous floats. A lane is never -0, so that +0 in place of what is left out leaves
+ * it as it is. */
 REE_INLINE float sum_chunk(const float *p, int64_t n)
 {
-    float lanes[1][REE_SUM_LANES] = {{0.0f}};
-    if (n == REE_SUM_CHUNK)
+    float lanes[1][REE_SUM_LANES];
+    if (n == REE_SUM_CHUNK) {
         sum_lanes(p, 1, lanes);
-    else
-        for (int64_t i = 0; i < n; i += REE_SUM_LANES)
-            for (int64_t l = 0; l < REE_SUM_LANES && i + l < n; l++)
-                lanes[0][l] = lanes[0][l] + p[i + l];
+        return fold_lanes(lanes[0]);
+    }
+    vf part[SUM_VECTORS];
+    for (int v = 0; v < SUM_VECTORS; v++)
+        part[v] = vf_zero();
+    int64_t i = 0;
+    for (; i + REE_SUM_LANES <= n; i += REE_SUM_LANES)
+        for (int v = 0; v < SUM_VECTORS; v++)
+            part[v] = vf_add(part[v], vf_load(p + i + v * W));
+    for (int v = 0; v < SUM_VECTORS && i + v * W < n; v++)
+        part[v] = vf_add(part[v], vf_load_part(p + i + v * W, n - i - v * W < W ? n - i - v * W : W));
+    for (int v = 0; v < SUM_VECTORS; v++)
+        vf_store(lanes[0] + v * W, part[v]);
     return fold_lanes(lanes[0]);
 }
 
