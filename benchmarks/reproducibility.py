@@ -21,7 +21,7 @@ from typing import Any
 from common import RESULTS, ROOT, arguments, table, write
 
 ENGINES = ("ree", "eager", "inductor", "onnxruntime")
-MODELS = ("mlp", "minilm", "resnet50", "llama", "gpt2")
+MODELS = ("mlp", "minilm", "resnet50", "llama", "bert", "vit", "gpt2")
 THREADS = (1, 2, 3)
 BATCHES = (1, 4)
 TIMEOUT_S = 3600
