@@ -39,7 +39,13 @@ class Loaded:
 
 def load(source: str | Path) -> Loaded:
     """The model that `source` names; InputError says in one line what is wrong with it."""
-    text = str(source)
+    try:
+        return _load(str(source))
+    except OSError as error:
+        raise InputError(f"{error.filename or source}: {error.strerror or error}") from None
+
+
+def _load(text: str) -> Loaded:
     path = Path(text)
     if path.is_dir():
         return load_folder(path)
@@ -59,7 +65,9 @@ def load_exported(path: Path) -> Loaded:
 
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    if not zipfile.is_zipfile(path):
+    with path.open("rb") as file:  # which says so if it may not be read
+        is_archive = zipfile.is_zipfile(file)
+    if not is_archive:
         raise InputError(f"{path}: not a file that torch.export.save wrote")
     try:
         program = torch.export.load(str(path))
