@@ -141,25 +141,31 @@ def record(model: Any, inputs: Sequence[Any]) -> tuple[list[Call], dict[str, str
     tracker = ModuleTracker()
     recorded_bytes = 0
 
+    def note(call: Call) -> None:
+        nonlocal recorded_bytes
+        known = calls.setdefault((call.target, _signature(call)), call)
+        if known is not call:
+            known.count += 1
+            return
+        call.where = max(tracker.parents - {"Global"}, key=len, default="")
+        recorded_bytes += sum(t.nbytes for t in _tensors(call.args, call.kwargs))
+        if recorded_bytes > BYTES_MAX:
+            raise UnsupportedError(f"the operators' inputs take more than {BYTES_MAX} bytes")
+
     class Recorder(TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            nonlocal recorded_bytes
             kwargs = kwargs or {}
-            target = str(function)
             reason = _not_audited(function)
+            dense = all(map(_is_dense, _tensors(args, kwargs)))
+            copies = _copied(args, kwargs) if reason is None and dense else None  # before the call can write to them
+            result = function(*args, **kwargs)
+            if reason is None and not (dense and all(map(_is_dense, _tensors(result)))):
+                reason = "takes or gives tensors that are not dense"
             if reason:
-                skipped[target] = reason
-            elif reason is None and _has_tensor(args, kwargs):
-                call = Call(target, *_copied(args, kwargs))
-                known = calls.setdefault((target, _signature(call)), call)
-                if known is call:
-                    call.where = max(tracker.parents - {"Global"}, key=len, default="")
-                    recorded_bytes += sum(t.nbytes for t in _tensors(args, kwargs))
-                    if recorded_bytes > BYTES_MAX:
-                        raise UnsupportedError(f"the operators' inputs take more than {BYTES_MAX} bytes")
-                else:
-                    known.count += 1
-            return function(*args, **kwargs)
+                skipped[str(function)] = reason
+            elif copies is not None and _tensors(args, kwargs):
+                note(Call(str(function), *copies))
+            return result
 
     module = model if isinstance(model, torch.nn.Module) else model.module()
     try:
@@ -194,8 +200,11 @@ def _tensors(*values: Any) -> list[Any]:
     return [leaf for leaf in _pytree.tree_leaves(values) if isinstance(leaf, torch.Tensor)]
 
 
-def _has_tensor(args: Any, kwargs: Any) -> bool:
-    return bool(_tensors(args, kwargs))
+def _is_dense(tensor: Any) -> bool:
+    """Whether its elements lie in plain memory: not sparse, nested or quantised."""
+    import torch
+
+    return tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_quantized
 
 
 def _copied(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -294,9 +303,12 @@ def _run_process(folder: Path, environment: Mapping[str, str]) -> dict[str, Any]
     root = str(Path(__file__).resolve().parent.parent)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (root, env.get("PYTHONPATH", ""))))
     command = [sys.executable, "-W", "ignore", "-m", replay.__module__, str(folder), str(output), "1"]
-    done = subprocess.run(
-        command, env=env | dict(environment), capture_output=True, text=True, timeout=PROCESS_TIMEOUT_S, check=False
-    )
+    try:
+        done = subprocess.run(
+            command, env=env | dict(environment), capture_output=True, text=True, timeout=PROCESS_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise Error(f"the run with {dict(environment)} took more than {PROCESS_TIMEOUT_S} s") from None
     if done.returncode != 0:
         tail = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise Error(f"the run with {dict(environment)} failed: {tail[0]}")

@@ -7,7 +7,10 @@ standard error.
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +22,7 @@ from rich.table import Table
 from ree.errors import Error, InputError, VerificationError
 
 FAILED, BAD = 1, 2
+ROUNDS_MAX = 10_000
 
 app = typer.Typer(
     name="ree",
@@ -26,7 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_out = Console(width=None if sys.stdout.isatty() else 140)
+_out = Console(width=None if sys.stdout and sys.stdout.isatty() else 140)  # None: it is closed
 
 # The root of click's errors; typer carries a copy of click, whose place differs between its versions.
 _USAGE_ERROR: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -54,27 +58,39 @@ def root(
 def compile(
     source: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .ree file to write.")],
+    cache: Annotated[bool, typer.Option(help="Take it from the cache if it was compiled before, and keep it.")] = True,
     as_json: Json = False,
 ) -> None:
     """Compile a model to a .ree file."""
+    from ree import program_cache, sources
+
+    with _status("reading the files") as status:
+        files = sources.of(source, options={}) if cache else None
+        found = program_cache.restore(files, output) if files else None
+        summary = found or _compile(source, output, status)
+        if files and not found:
+            program_cache.remember(files, output, summary)
+    result = {"file": str(output), "bytes": output.stat().st_size, **summary, "cached": found is not None}
+    _print(result, as_json, f"{output}: {result['bytes']:,} bytes, program {result['program_id']}")
+
+
+def _compile(source: str, output: Path, status: Status) -> dict[str, Any]:
+    """Compile and write; what `ree compile` tells about the program."""
     import ree
     from ree import loaders
     from ree.peers import silence
 
-    with _status("loading the model") as status:
-        loaded = loaders.load(source)
-        status.update("compiling")
-        with silence():  # torch.export prints what it traced
-            program = ree.compile(loaded.model, loaded.example_inputs, loaded.dynamic_shapes)
-        status.update("writing")
-        program.save(output)
-    result = {
-        "file": str(output),
-        "bytes": output.stat().st_size,
+    status.update("loading the model")
+    loaded = loaders.load(source)
+    status.update("compiling")
+    with silence():  # torch.export prints what it traced
+        program = ree.compile(loaded.model, loaded.example_inputs, loaded.dynamic_shapes)
+    status.update("writing")
+    program.save(output)
+    return {
         "program_id": program.program_id.hex(),
         "inputs": {i.name: str(i.type) for i in program.graph.inputs},
     }
-    _print(result, as_json, f"{output}: {result['bytes']:,} bytes, program {result['program_id']}")
 
 
 @app.command()
@@ -90,6 +106,8 @@ def run(
     import ree
     from ree import measure, tensors
 
+    if expect is not None and not re.fullmatch(r"[0-9a-fA-F]{32}", expect):
+        raise InputError(f"--expect takes the 32 hexadecimal digits that a run prints, not {expect!r}")
     if threads is not None:
         ree.threads(threads)
     program = ree.load(file)
@@ -144,7 +162,7 @@ def inspect(
 def bench(
     source: Annotated[str, typer.Argument(help="A .ree file, or a model as `ree compile` takes it.")],
     threads: Threads = 2,
-    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds of three runs.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, max=ROUNDS_MAX, help="Interleaved rounds of three runs.")] = 5,
     as_json: Json = False,
 ) -> None:
     """Time a model: ree against eager, torch.compile and, if installed, onnxruntime."""
@@ -222,8 +240,10 @@ def _sizes(texts: list[str]) -> dict[str, int]:
     found = {}
     for text in texts:
         name, _, value = text.partition("=")
-        if not name or not value.isdecimal():
-            raise InputError(f"--size takes NAME=N, not {text!r}")
+        if not name or not re.fullmatch("[0-9]{1,18}", value):
+            raise InputError(f"--size takes NAME=N, N an integer from 0 of at most 18 digits, not {text!r}")
+        if name in found:
+            raise InputError(f"--size gives {name} twice")
         found[name] = int(value)
     return found
 
@@ -234,19 +254,49 @@ def _print(result: dict[str, Any], as_json: bool, text: str = "") -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs a command and turns every error of ree into one line and an exit code."""
+    if sys.stdout is None:  # closed: `ree ... >&-`
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")  # torch's advice to its own callers
+        code = _run(arguments)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _run(arguments: list[str] | None) -> Any:
+    """The exit code of a command, its error printed."""
     try:
         code = app(arguments, standalone_mode=False)
+        sys.stdout.flush()
+        return code
     except _USAGE_ERROR as error:
-        code = _complain(error.format_message(), BAD)
+        return _complain(error.format_message(), BAD)
     except VerificationError as error:
-        code = _complain(str(error), FAILED)
+        return _complain(str(error), FAILED)
     except Error as error:
-        code = _complain(str(error), BAD)
+        return _complain(str(error), BAD)
     except (KeyboardInterrupt, typer.Abort):
-        code = _complain("interrupted", 130)
-    except BrokenPipeError:
-        code = BAD
-    sys.exit(code if isinstance(code, int) else 0)
+        return _complain("interrupted", 130)
+    except MemoryError:
+        return _complain("there is not enough memory", BAD)
+    except SystemExit as stop:  # of rich where the reader of a pipe has gone, or of the user's model
+        return BAD if _lost_reader(stop) else _complain(f"the model stopped the process (sys.exit({stop.code!r}))", BAD)
+    except OSError as error:
+        return BAD if _lost_reader(error) else _complain(_describe(error), BAD)
+
+
+def _lost_reader(error: BaseException) -> bool:
+    """True for a broken pipe; what is left of the output is thrown away, lest the interpreter's flush fails as well."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError)
+
+
+def _describe(error: OSError) -> str:
+    text = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {text}" if error.filename else text
 
 
 def _complain(text: str, code: int) -> int:

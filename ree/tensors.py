@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ree.program import Program
 
 BYTES_MAX = 1 << 40
+NAMES_SHOWN = 6  # in an error
 
 
 def read(path: Path) -> dict[str, tuple[np.ndarray, DType]]:
@@ -79,14 +80,21 @@ def program_inputs(program: Program, tensors: Mapping[str, tuple[np.ndarray, DTy
     if len(names) == 1 and len(tensors) == 1:
         tensors = {names[0]: next(iter(tensors.values()))}
     missing = [name for name in names if name not in tensors]
-    extra = [name for name in tensors if name not in names]
+    extra = sorted(name for name in tensors if name not in names)
     if missing or extra:
-        raise InputError(f"the program's inputs are {names}; missing: {missing}, unknown: {extra}")
+        faults = [f"{kind}: {_some(found)}" for kind, found in (("missing", missing), ("unknown", extra)) if found]
+        raise InputError(f"the program's inputs are {_some(names)}; {', '.join(faults)}")
     for declared in program.graph.inputs:
         dtype = tensors[declared.name][1]
         if dtype is not declared.type.dtype:
             raise DTypeError(f"input {declared.name} is {dtype.value}, the program takes {declared.type.dtype.value}")
     return [tensors[name][0] for name in names]
+
+
+def _some(names: Sequence[str]) -> str:
+    """Names for one line of text: all, or the first of many."""
+    shown = ", ".join(map(repr, names[:NAMES_SHOWN]))
+    return shown if len(names) <= NAMES_SHOWN else f"{shown} and {len(names) - NAMES_SHOWN} more"
 
 
 def output_names(output: Any) -> list[str]:
