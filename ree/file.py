@@ -19,7 +19,7 @@ from typing import Any
 import blake3
 import numpy as np
 
-from ree import dims, structure
+from ree import atomic, dims, structure
 from ree.dims import Dim
 from ree.errors import Error, FormatError, InputError, LimitError
 from ree.graph import Constant, Graph, GraphInput, Node, check
@@ -121,18 +121,14 @@ def save(path: str | os.PathLike[str], graph: Graph, inputs: Any, outputs: Any) 
 
 
 def _write(path: Path, header: bytes, constants: list[Constant]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with temporary.open("xb") as file:
+        with atomic.replacing(path) as file:
             file.write(struct.pack("<Q", len(header)))
             file.write(header)
             for constant in constants:
                 file.write(_bytes_of(constant.array()))
-        os.replace(temporary, path)
     except OSError as error:
         raise FormatError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _digest_of(constant: Constant) -> bytes:

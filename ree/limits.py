@@ -11,3 +11,5 @@ NESTING_MAX = 32
 THREADS_MAX = 256
 BINDINGS_CACHED_MAX = 32  # plans that a dynamic program keeps
 FOLDED_BYTES_MAX = 64 << 20  # constant folding keeps no larger tensor
+PROGRAM_ENTRY_BYTES_MAX = 256 << 20  # the cache keeps no program of which it would hold more itself
+PROGRAMS_CACHED_BYTES_MAX = 1 << 30

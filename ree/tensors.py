@@ -6,13 +6,12 @@ bf16 has no NumPy dtype; it is held as uint16, as in `ree.types`.
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ree import structure
+from ree import atomic, structure
 from ree.errors import DTypeError, FormatError, InputError
 from ree.types import DType
 
@@ -62,16 +61,12 @@ def write(path: Path, tensors: Mapping[str, tuple[np.ndarray, DType]]) -> None:
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with temporary.open("wb") as file:
+        with atomic.replacing(path) as file:
             file.write(struct.pack("<Q", len(text)) + text)
             file.writelines(parts)
-        os.replace(temporary, path)
     except OSError as error:
         raise FormatError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def program_inputs(program: Program, tensors: Mapping[str, tuple[np.ndarray, DType]]) -> list[np.ndarray]:

@@ -7,18 +7,18 @@ the first kernel is asked for.
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
-import tempfile
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
+from ree import cache
 from ree.element.encode import digest
 from ree.element.llvm import PRINTER_VERSION, Layout, print_module
 from ree.element.llvm_ops import Target
@@ -27,7 +27,6 @@ from ree.errors import DeviceError
 from ree_kernels import cpu as native
 
 _MAGIC = b"REEOBJ1\n"
-_DIGEST_BYTES = 32
 # what ree_kernels/c/pool.c asks of a processor, and F16C, which all that have AVX2 and FMA have
 _FEATURES = {
     ("x86_64", "portable"): "+sse2",
@@ -76,7 +75,7 @@ def target_of(triple: str, cpu: str = "", features: str = "") -> Target:
     )
 
 
-@cache
+@functools.cache
 def host_target(isa: str) -> Target:
     """The target of an ISA of this processor; DeviceError if it lacks it."""
     if isa not in isas():
@@ -92,7 +91,7 @@ def machine_target(machine: str, isa: str) -> Target:
     return target_of(f"{machine}-unknown-linux-gnu", _CPU[machine], _FEATURES[machine, isa])
 
 
-@cache
+@functools.cache
 def _llvm() -> Any:
     """llvmlite.binding, ready for this processor."""
     import llvmlite.binding as binding
@@ -103,7 +102,7 @@ def _llvm() -> Any:
 
 
 # -- compilation -----------------------------------------------------------------------------
-@cache
+@functools.cache
 def _machine(target: Target) -> Any:
     binding = _llvm()
     if not target.triple.startswith(platform.machine()):
@@ -216,46 +215,15 @@ def _load(objects: dict[bytes, bytes], target: Target) -> None:
 
 
 # -- the cache on disk ---------------------------------------------------------------------------
-def cache_directory() -> Path:
-    """REE_CACHE, or `ree` in the user's cache directory."""
-    own = os.environ.get("REE_CACHE", "")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache") / "ree"
-
-
 def _path(key: bytes) -> Path:
-    return cache_directory() / f"{key.hex()}.o"
+    return cache.directory() / f"{key.hex()}.o"
 
 
 def read_cached(key: bytes) -> bytes | None:
     """The object stored under a key; None if there is none or the file is not what was written."""
-    try:
-        data = _path(key).read_bytes()
-    except OSError:
-        return None
-    head = len(_MAGIC) + _DIGEST_BYTES + 8
-    body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
-    if len(data) < head + _DIGEST_BYTES or blake3(body).digest() != digest:
-        return None
-    length = int.from_bytes(body[head - 8 : head], "little")
-    if not body.startswith(_MAGIC + key) or len(body) != head + length:
-        return None
-    return body[head:]
+    return cache.read(_path(key), _MAGIC, key)
 
 
 def write_cached(key: bytes, code: bytes) -> None:
-    """Store an object under a key, atomically; a cache that cannot be written is no error."""
-    body = _MAGIC + key + len(code).to_bytes(8, "little") + code
-    path = _path(key)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    except OSError:
-        return
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(body + blake3(body).digest())
-        os.replace(temporary, path)
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)
+    """Store an object under a key; a cache that cannot be written is no error."""
+    cache.write(_path(key), _MAGIC, key, code)
