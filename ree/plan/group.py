@@ -117,7 +117,7 @@ class Grouper:
 
     def run(self) -> Groups:
         for value in reversed(range(self.graph.first_node, self.graph.value_count)):
-            if self.is_view[value] or not self._is_used(value):
+            if self.is_view[value] or not self.is_used(value):
                 continue
             root = self._inline_into(value)
             if root is None:
@@ -159,7 +159,7 @@ class Grouper:
         readers = self.readers(value)
         return readers is not None and len({reader for reader, _ in readers}) == 1
 
-    def _is_used(self, value: int) -> bool:
+    def is_used(self, value: int) -> bool:
         return bool(self.uses[value]) or value in self.graph.outputs
 
     def readers(self, value: int) -> list[tuple[int, int]] | None:
@@ -263,7 +263,7 @@ class Grouper:
     # -- epilogues -----------------------------------------------------------------
     def _choose_hosts(self) -> None:
         for value in range(self.graph.first_node, self.graph.value_count):
-            if self.kinds[value] not in HOSTS or not self._is_used(value):
+            if self.kinds[value] not in HOSTS or not self.is_used(value):
                 continue
             readers = self.readers(value)
             if not readers:

@@ -1,8 +1,7 @@
-"""Static graph -> Plan: decides layouts, emits steps in order, and places buffers."""
+"""Static graph -> Plan: emits steps in order, over buffers."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import ree_kernels.cpu as cpu
@@ -10,8 +9,9 @@ from ree.errors import DeviceError
 from ree.graph import Graph, Node
 from ree.plan import schedules
 from ree.plan.fuse import Fuser, Kernel, merge_axes
-from ree.plan.group import SCHEDULED, Grouper, Groups, has_folds, size_of
-from ree.plan.layout import Layout, contiguous, view
+from ree.plan.group import SCHEDULED, has_folds, size_of
+from ree.plan.layout import Layout, contiguous
+from ree.plan.places import Places
 from ree.plan.step import Buffer, Plan, Slot, Step
 from ree.plan.weights import Weights
 from ree_kernels import KernelError
@@ -29,9 +29,6 @@ class Planner:
 
     graph: Graph
     weights: Weights
-    groups: Groups = field(init=False)
-    layouts: dict[int, Layout] = field(init=False, default_factory=dict)
-    base: dict[int, int] = field(init=False, default_factory=dict)  # value -> value that owns its memory
     buffers: dict[int, Buffer] = field(init=False, default_factory=dict)  # owning value -> buffer
     steps: list[Step] = field(init=False, default_factory=list)
 
@@ -41,57 +38,39 @@ class Planner:
             cpu.kernels()
         except KernelError as error:
             raise DeviceError(str(error)) from None
-        grouper = Grouper(self.graph)
-        self.groups = grouper.run()
-        self.kinds, self.is_view, self.readers = grouper.kinds, grouper.is_view, grouper.readers
-        self.hosted = set(self.groups.host.values())
+        self.places = Places(self.graph)
+        self.groups, self.layouts, self.base = self.places.groups, self.places.layouts, self.places.base
+        self.kinds = self.places.kinds
         self.members: dict[int, list[int]] = {}
-        for value, root in grouper.root_of.items():
-            if not self.is_view[value]:
-                self.members.setdefault(root, []).append(value)
+        for value, root in self.places.grouper.root_of.items():
+            self.members.setdefault(root, []).append(value)
         self.fuser = Fuser(self.graph, self.groups, self.layouts)
-        self.output_of = {value: j for j, value in reversed(list(enumerate(self.graph.outputs)))}
-        for value in range(self.graph.first_node):
-            self.layouts[value] = contiguous(self._shape(value))
-            self.base[value] = value
-            kind = "input" if value < len(self.graph.inputs) else "constant"
-            number = value if kind == "input" else value - len(self.graph.inputs)
-            self.buffers[value] = Buffer(kind, number, self.graph.type_of(value).size_bytes())
-        for value in range(self.graph.first_node, self.graph.value_count):
-            self._plan_value(value, grouper)
+        self._give_memory()
+        for value in self.places.orders:
+            if value not in self.places.hosted:  # a host's step is made with the group that it hosts
+                self._plan_root(value)
         return Plan(self.graph, self.steps, list(dict.fromkeys(self.buffers.values())), self.weights)
+
+    def _give_memory(self) -> None:
+        """A buffer for every value that owns memory."""
+        output_of = {value: j for j, value in reversed(list(enumerate(self.graph.outputs)))}
+        for value in self.layouts:
+            if self.base[value] != value:
+                continue
+            if value < len(self.graph.inputs):
+                kind, number = "input", value
+            elif value < self.graph.first_node:
+                kind, number = "constant", value - len(self.graph.inputs)
+            else:
+                kind, number = ("output", output_of[value]) if value in output_of else ("arena", value)
+            self.buffers[value] = Buffer(kind, number, self.graph.type_of(value).size_bytes())
 
     def _shape(self, value: int) -> tuple[int, ...]:
         return self.graph.type_of(value).extents()
 
-    def _plan_value(self, value: int, grouper: Grouper) -> None:
-        if value in self.groups.inlined or not grouper._is_used(value):
-            return
-        if self.is_view[value]:
-            self._plan_view(value)
-        elif value in self.hosted:
-            self._own(value, self._order(value))  # its step is made with the group that it hosts
-        else:
-            self._plan_root(value)
-
-    def _plan_view(self, value: int) -> None:
-        node = self._node(value)
-        source = node.inputs[0]
-        if source not in self.layouts:
-            return  # of an inlined producer: read through when it is loaded
-        layout = view(node.op, node.attrs, self._shape(value), self.layouts[source])
-        if layout is not None:
-            self.layouts[value], self.base[value] = layout, self.base[source]
-        elif any(self.kinds[reader] in SCHEDULED for reader, _ in self.readers(value) or []):
-            self._plan_root(value)
-
     def _plan_root(self, value: int) -> None:
         host = self.groups.host.get(value)
-        order = self._order(value if host is None else host)
-        if host is not None and len(order) != len(self._shape(value)):
-            order = tuple(range(len(self._shape(value))))
-        layout_order = order if value not in self.output_of else tuple(range(len(order)))
-        self._own(value, layout_order)
+        order, _ = self.places.orders[value]
         if self.graph.type_of(value).numel() == 0:
             return
         first = len(self.steps)
@@ -131,48 +110,6 @@ class Planner:
 
     def _scheduled(self, value: int, epilogue: Step | None) -> list[Step]:
         return schedules.SCHEDULES[self._node(value).op](self, value, epilogue)
-
-    # -- layouts -------------------------------------------------------------------
-    def _order(self, value: int) -> tuple[int, ...]:
-        """Memory order of a root's axes, outermost first."""
-        rank = len(self._shape(value))
-        plain = tuple(range(rank))
-        kind = self.kinds[value]
-        if kind == "attention":
-            return (0, 2, 1, 3)
-        channels_last = (0, *range(2, rank), 1) if rank >= 3 else plain
-        if kind == "conv":
-            return channels_last
-        if kind in SCHEDULED or not 3 <= rank <= 5:
-            return plain
-        node = self._node(value)
-        for source in self._sources(node):
-            layout = self.layouts[source]
-            if len(layout.shape) == rank and layout.shape[1] != 1 and math.prod(layout.shape[2:]) != 1:
-                dense = contiguous(layout.shape, channels_last)
-                return channels_last if dense.strides == layout.strides else plain
-        return plain
-
-    def _sources(self, node: Node) -> list[int]:
-        """Values with memory that a node reads, through inlined producers, largest first."""
-        found: list[int] = []
-        stack = list(node.inputs)
-        while stack:
-            value = stack.pop()
-            if value in self.layouts:
-                found.append(value)
-            else:
-                stack.extend(self._node(value).inputs)
-        return sorted(set(found), key=lambda v: (-self.graph.type_of(v).numel(), v))
-
-    def _own(self, value: int, order: tuple[int, ...]) -> None:
-        """Give a value memory of its own, dense in this axis order."""
-        self.layouts[value] = contiguous(self._shape(value), order)
-        self.base[value] = value
-        size_bytes = self.graph.type_of(value).size_bytes()
-        output = self.output_of.get(value)
-        kind, number = ("output", output) if output is not None else ("arena", value)
-        self.buffers[value] = Buffer(kind, number, size_bytes)
 
     def _node(self, value: int) -> Node:
         node = self.graph.node_of(value)
