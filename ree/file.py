@@ -74,7 +74,7 @@ def describe(graph: Graph, inputs: Any, outputs: Any) -> dict[str, Any]:
         "version": VERSION,
         "symbols": {name: list(bounds) for name, bounds in sorted(graph.symbols.items())},
         "inputs": [[i.name, _type_json(i.type)] for i in graph.inputs],
-        "constants": [[c.name, _type_json(c.type), _digest_of(c).hex()] for c in graph.constants],
+        "constants": [[c.name, _type_json(c.type), data_root(c).hex()] for c in graph.constants],
         "nodes": [
             [n.op, list(n.inputs), {k: _attr_json(v) for k, v in sorted(n.attrs.items())}, _type_json(n.type)]
             for n in graph.nodes
@@ -131,7 +131,8 @@ def _write(path: Path, header: bytes, constants: list[Constant]) -> None:
         raise FormatError(f"cannot write {path}: {error.strerror}") from None
 
 
-def _digest_of(constant: Constant) -> bytes:
+def data_root(constant: Constant) -> bytes:
+    """The data root of a constant; what comes from a file is held to it whenever it is read."""
     return constant.data.digest if isinstance(constant.data, FileData) else digest(constant.array())
 
 

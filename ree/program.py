@@ -8,17 +8,22 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import blake3
 import numpy as np
 
 from ree import dims, file, structure
-from ree.errors import DTypeError, FormatError, InputError, ShapeError
+from ree.errors import DTypeError, FormatError, InputError, ShapeError, VerificationError
 from ree.graph import Graph, bind
 from ree.limits import BINDINGS_CACHED_MAX
 from ree.structure import Structure
 from ree.types import DType, TensorType
+
+if TYPE_CHECKING:
+    from ree.commit.record import Recording
+    from ree.commit.stages import Stages
+    from ree.commit.trace import Trace
 
 
 class Program:
@@ -45,6 +50,7 @@ class Program:
         self._rebuild = rebuild
         self._trusted = trusted
         self._weights = Weights(graph.constants)
+        self._stages: dict[tuple[int, ...], Stages] = {}
         self._plans: OrderedDict[tuple[int, ...], Any] = OrderedDict()
         self._lock = threading.Lock()
         if not graph.is_dynamic():
@@ -77,18 +83,85 @@ class Program:
                 moved.append(rest.pop(name))
         return tuple(moved), rest
 
+    def run(self, *args: Any, commit: bool = False, keep: bool = False, **kwargs: Any) -> tuple[Any, Trace | None]:
+        """Run the model and return (outputs, trace); the trace is None without `commit`.
+
+        commit: bind every result of the run in a trace; keep: hold the results in memory for openings (else they
+        are computed again when they are first asked for). Errors as for a call.
+        """
+        args, kwargs = self._by_position(args, kwargs)
+        tensors = list(structure.flatten(self.input_structure, (args, kwargs)))
+        results, trace = self.run_committed(tensors, keep) if commit or keep else (self.run_flat(tensors), None)
+        if self._rebuild is not None:
+            return self._rebuild(results), trace
+        return structure.unflatten(self.output_structure, results), trace
+
     def run_flat(self, tensors: Sequence[Any]) -> list[Any]:
         """Run on a flat list of inputs (in the order of `input_names`); gives a flat list of outputs."""
-        if len(tensors) != len(self.graph.inputs):
-            raise InputError(f"the program takes {len(self.graph.inputs)} tensors, not {len(tensors)}")
-        torch = _torch_of(tensors)
-        held = [_as_memory(t, i.type.dtype, i.name) for t, i in zip(tensors, self.graph.inputs, strict=True)]
-        binding = self._bind([shape for _, shape, _ in held])
+        held, sizes = self._held(tensors)
         with self._lock:
-            plan = self.plan(tuple(binding[name] for name in self.graph.symbols))
-            outputs = [_new(torch, plan.graph.type_of(v)) for v in plan.graph.outputs]
+            plan = self.plan(sizes)
+            outputs = [_new(_torch_of(tensors), plan.graph.type_of(v)) for v in plan.graph.outputs]
             plan.run([address for _, _, address in held], [address for _, address in outputs])
         return [tensor for tensor, _ in outputs]
+
+    def run_committed(self, tensors: Sequence[Any], keep: bool = False) -> tuple[list[Any], Trace]:
+        """Run on a flat list of inputs; a flat list of outputs, and the trace of the run."""
+        from ree.commit.record import array_at
+        from ree.commit.trace import Trace
+
+        held, sizes = self._held(tensors)
+        declared = [i.type.dtype for i in self.graph.inputs]
+        # copies, since the caller may change what he passed
+        inputs = [np.array(array_at(a, d, shape, owner)) for (owner, shape, a), d in zip(held, declared, strict=True)]
+        outputs, recording = self._record(inputs, sizes, _torch_of(tensors), keep)
+        manifest = recording.manifest(self.program_id, sizes, inputs, self.weight_roots)
+        if keep:
+            results = recording.results()
+            return outputs, Trace(manifest, lambda: results)
+
+        def again() -> list[np.ndarray]:
+            _, second = self._record(inputs, sizes, None, keep=True)
+            if second.roots != list(manifest.roots):
+                raise VerificationError("the program gave other results when it was run again")
+            return second.results()
+
+        return outputs, Trace(manifest, again)
+
+    def _record(
+        self, inputs: Sequence[np.ndarray], sizes: tuple[int, ...], torch: Any, keep: bool
+    ) -> tuple[list[Any], Recording]:
+        from ree.commit.record import Recording
+
+        with self._lock:
+            plan = self.plan(sizes)
+            outputs = [_new(torch, plan.graph.type_of(v)) for v in plan.graph.outputs]
+            recording = Recording(plan, self.stages(sizes), outputs, keep)
+            recording.run([array.ctypes.data for array in inputs])
+        return [tensor for tensor, _ in outputs], recording
+
+    def stages(self, sizes: tuple[int, ...] = ()) -> Stages:
+        """What a trace commits to, for these values of the program's symbols (in their order)."""
+        from ree.commit.stages import Stages
+
+        if sizes not in self._stages:
+            if len(self._stages) >= BINDINGS_CACHED_MAX:
+                self._stages.clear()
+            self._stages[sizes] = Stages(self._static(sizes))
+        return self._stages[sizes]
+
+    @cached_property
+    def weight_roots(self) -> list[bytes]:
+        """The data root of each constant, in order."""
+        return [file.data_root(constant) for constant in self.graph.constants]
+
+    def _held(self, tensors: Sequence[Any]) -> tuple[list[tuple[Any, tuple[int, ...], int]], tuple[int, ...]]:
+        """Inputs as memory, and the values of the program's symbols that their shapes mean."""
+        if len(tensors) != len(self.graph.inputs):
+            raise InputError(f"the program takes {len(self.graph.inputs)} tensors, not {len(tensors)}")
+        held = [_as_memory(t, i.type.dtype, i.name) for t, i in zip(tensors, self.graph.inputs, strict=True)]
+        binding = self._bind([shape for _, shape, _ in held])
+        return held, tuple(binding[name] for name in self.graph.symbols)
 
     def plan(self, binding: tuple[int, ...]) -> Any:
         """The plan for these values of the program's symbols (in their order)."""
@@ -108,11 +181,12 @@ class Program:
         import ree_kernels.cpu as cpu
         from ree.plan.planner import Planner
 
-        graph = self.graph
         with cpu.default_fp_state():
-            if binding:
-                graph = bind(graph, dict(zip(graph.symbols, binding, strict=True)))
-            return Planner(graph, self._weights).run()
+            return Planner(self._static(binding), self._weights).run()
+
+    def _static(self, binding: tuple[int, ...]) -> Graph:
+        """The graph at these values of its symbols."""
+        return bind(self.graph, dict(zip(self.graph.symbols, binding, strict=True))) if binding else self.graph
 
     def _bind(self, shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:
         """The symbols' values that these input shapes mean; ShapeError if they mean none."""

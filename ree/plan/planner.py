@@ -12,7 +12,7 @@ from ree.plan.fuse import Fuser, Kernel, merge_axes
 from ree.plan.group import SCHEDULED, has_folds, size_of
 from ree.plan.layout import Layout, contiguous
 from ree.plan.places import Places
-from ree.plan.step import Buffer, Plan, Slot, Step
+from ree.plan.step import Buffer, Plan, Result, Slot, Step
 from ree.plan.weights import Weights
 from ree_kernels import KernelError
 
@@ -31,6 +31,7 @@ class Planner:
     weights: Weights
     buffers: dict[int, Buffer] = field(init=False, default_factory=dict)  # owning value -> buffer
     steps: list[Step] = field(init=False, default_factory=list)
+    results: list[Result] = field(init=False, default_factory=list)
 
     def run(self) -> Plan:
         """The plan; DeviceError if this processor has no kernels or fails their probe."""
@@ -47,9 +48,12 @@ class Planner:
         self.fuser = Fuser(self.graph, self.groups, self.layouts)
         self._give_memory()
         for value in self.places.orders:
-            if value not in self.places.hosted:  # a host's step is made with the group that it hosts
-                self._plan_root(value)
-        return Plan(self.graph, self.steps, list(dict.fromkeys(self.buffers.values())), self.weights)
+            if value in self.places.hosted:  # a host's step is made with the group that it hosts
+                continue
+            self._plan_root(value)
+            if not self.places.is_view[value]:
+                self.results.append(Result(value, self.pointer(value), len(self.steps)))
+        return Plan(self.graph, self.steps, self.results, self.weights)
 
     def _give_memory(self) -> None:
         """A buffer for every value that owns memory."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -87,33 +88,56 @@ class Step:
         return [*self.pointers, *(p for step in self.nested() for p in step.pointers)]
 
 
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Where the result of a group lies once `after` steps have run, until the next one runs."""
+
+    value: int
+    slot: Slot
+    after: int
+
+
 def _store(address: int, value: int) -> None:
     ctypes.c_uint64.from_address(address).value = value
+
+
+def _address(memory: Any) -> int:
+    return int(cpu.runtime().ffi.cast("uintptr_t", memory))
 
 
 class Plan:
     """Steps over placed buffers, ready to run; one run at a time (the caller holds a lock).
 
-    The arena belongs to the plan; inputs and outputs are the caller's at each run.
+    The arena belongs to the plan, unless a run is given one that keeps the results of all groups; inputs and
+    outputs are the caller's at each run. results: one for each group, in order.
     """
 
-    def __init__(self, graph: Graph, steps: list[Step], buffers: list[Buffer], weights: Weights) -> None:
-        self.graph, self.steps, self.weights = graph, steps, weights
+    def __init__(self, graph: Graph, steps: list[Step], results: list[Result], weights: Weights) -> None:
+        self.graph, self.steps, self.results, self.weights = graph, steps, results, weights
         self._status = np.zeros(1, np.int64)
-        self._offsets, self.arena_bytes = self._place()
+        self._offsets, self.arena_bytes = self._place(frozenset())
         self._arena: Any = None
-        self._base = 0
+        self._linked = (0, False)  # address of the arena that the steps' pointers lead into; whether it keeps results
         self._table: Any = None
         self._patches: dict[tuple[str, int], list[tuple[int, int]]] = {}
 
-    def _place(self) -> tuple[dict[Buffer, int], int]:
+    @cached_property
+    def _kept(self) -> tuple[dict[Buffer, int], int]:
+        """Offsets and size of an arena in which no result makes way for another."""
+        return self._place(frozenset(result.slot.buffer for result in self.results))
+
+    @property
+    def kept_bytes(self) -> int:
+        return self._kept[1]
+
+    def _place(self, kept: frozenset[Buffer]) -> tuple[dict[Buffer, int], int]:
         first: dict[Buffer, int] = {}
         last: dict[Buffer, int] = {}
         for number, step in enumerate(self.steps):
             for _, slot in step.all_pointers():
                 if slot.buffer.kind == "arena":
                     first.setdefault(slot.buffer, number)
-                    last[slot.buffer] = number
+                    last[slot.buffer] = len(self.steps) if slot.buffer in kept else number
         items = list(first)
         offsets, total = place([Interval(b.size_bytes, first[b], last[b]) for b in items])
         return dict(zip(items, offsets, strict=True)), total
@@ -128,7 +152,6 @@ class Plan:
         for (step, _), kernel in zip(jitted, kernels, strict=True):
             step.address = kernel.address
             step.keep = (*step.keep, kernel)
-        self._allocate()
         self._table = cpu.runtime().ffi.new("ree_step[]", max(1, len(self.steps)))
         for row, step in zip(self._table, self.steps, strict=False):
             self._link(step)
@@ -138,12 +161,13 @@ class Plan:
             row.row_grain, row.col_grain = step.grain
             row.scratch_bytes = step.scratch_bytes
 
-    def _allocate(self) -> None:
-        try:
-            self._arena = cpu.allocate(max(64, self.arena_bytes))
-        except KernelError:
-            raise LimitError(f"no memory for {self.arena_bytes} bytes of intermediate tensors") from None
-        self._base = int(cpu.runtime().ffi.cast("uintptr_t", self._arena))
+    def _own_arena(self) -> Any:
+        if self._arena is None:
+            try:
+                self._arena = cpu.allocate(max(64, self.arena_bytes))
+            except KernelError:
+                raise LimitError(f"no memory for {self.arena_bytes} bytes of intermediate tensors") from None
+        return self._arena
 
     def _link(self, step: Step) -> None:
         for hook, function, args in self._hooks(step):
@@ -154,31 +178,67 @@ class Plan:
                 _store(part.status, self._status.ctypes.data)
         for address, slot in step.all_pointers():
             buffer = slot.buffer
-            if buffer.kind in ("input", "output"):
-                self._patches.setdefault((buffer.kind, buffer.number), []).append((address, slot.offset_bytes))
-            elif buffer.kind == "arena":
-                _store(address, self._base + self._offsets[buffer] + slot.offset_bytes)
-            else:
+            if buffer.kind in ("constant", "packed"):
                 _store(address, self.weights.address(buffer.kind, buffer.number) + slot.offset_bytes)
+            elif buffer.kind != "arena":
+                self._patches.setdefault((buffer.kind, buffer.number), []).append((address, slot.offset_bytes))
+
+    def _link_arena(self, base: int, keeps: bool) -> None:
+        """Let the steps' pointers lead into the arena at this address."""
+        if self._linked != (base, keeps):
+            offsets = self._kept[0] if keeps else self._offsets
+            for step in self.steps:
+                for address, slot in step.all_pointers():
+                    if slot.buffer.kind == "arena":
+                        _store(address, base + offsets[slot.buffer] + slot.offset_bytes)
+            self._linked = (base, keeps)
 
     def _hooks(self, step: Step) -> list[tuple[Step, int, int]]:
         own = [(step.epilogue, *step.epilogue_fields)] if step.epilogue else []
         return [*own, *step.hooks]
 
-    def run(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+    def run(
+        self,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        observe: Callable[[int, int], None] | None = None,
+        arena: Any = None,
+    ) -> None:
         """Run all steps; inputs and outputs are addresses of C-contiguous memory.
 
-        RunError: an operator met a value that it refuses (an index out of range).
+        observe: told (number, address) of each result as soon as it is there; arena: `kept_bytes` of memory
+        (a cffi pointer) in which all results stay. RunError: an operator met a value that it refuses
+        (an index out of range).
         """
         self.compile()
+        base = _address(self._own_arena() if arena is None else arena)
+        self._link_arena(base, arena is not None)
         for kind, addresses in (("input", inputs), ("output", outputs)):
             for number, address in enumerate(addresses):
                 for pointer, offset in self._patches.get((kind, number), ()):
                     _store(pointer, address + offset)
         self._status[0] = 0
+        if observe is None:
+            self._run_steps(0, len(self.steps))
+            return
+        offsets = self._offsets if arena is None else self._kept[0]
+        done = 0
+        for number, result in enumerate(self.results):
+            self._run_steps(done, result.after)
+            done = result.after
+            buffer = result.slot.buffer
+            start = outputs[buffer.number] if buffer.kind == "output" else base + offsets.get(buffer, 0)
+            observe(number, start + result.slot.offset_bytes)
+        self._run_steps(done, len(self.steps))
+
+    def _run_steps(self, start: int, stop: int) -> None:
         try:
-            cpu.run(self._table, len(self.steps))
+            cpu.run(self._table + start, stop - start)
         except KernelError as error:
             raise DeviceError(str(error)) from None
         if self._status[0]:
             raise RunError("an index is out of range")
+
+    def kept_address(self, arena: Any, result: Result) -> int:
+        """Where a result that is no output lies after a run in this arena."""
+        return _address(arena) + self._kept[0].get(result.slot.buffer, 0) + result.slot.offset_bytes

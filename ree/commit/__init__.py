@@ -1,0 +1,1 @@
+"""Commitments to what a program computed: hashes, trees, traces, receipts."""

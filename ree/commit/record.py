@@ -1,0 +1,89 @@
+"""Recording a run: every result is hashed as soon as it is there, while it is hot; tensors are kept if wanted."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import blake3
+import numpy as np
+
+import ree_kernels.cpu as cpu
+from ree.commit.stages import Kind, Stages
+from ree.commit.trace import Manifest, tensor_ids
+from ree.errors import LimitError
+from ree.plan.step import Plan
+from ree.types import DType
+from ree_kernels import KernelError
+
+
+class Recording:
+    """One run of a plan with a commitment to all of its results.
+
+    outputs: (owner, address) of each output's memory; keep: whether the results stay in memory, for openings.
+    """
+
+    def __init__(self, plan: Plan, stages: Stages, outputs: Sequence[tuple[Any, int]], keep: bool) -> None:
+        self.plan, self.stages, self._outputs = plan, stages, outputs
+        self.roots: list[bytes] = [b""] * len(stages)
+        self._arena = _arena(plan.kept_bytes) if keep else None
+
+    def run(self, inputs: Sequence[int]) -> None:
+        """Run the plan on inputs at these addresses."""
+        self.plan.run(inputs, [address for _, address in self._outputs], self._observe, self._arena)
+
+    def _observe(self, number: int, address: int) -> None:
+        self.roots[number] = data_root(address, self.stages[number].type.size_bytes())
+
+    def manifest(
+        self, program_id: bytes, sizes: tuple[int, ...], inputs: Sequence[np.ndarray], weight_roots: Sequence[bytes]
+    ) -> Manifest:
+        """What the run's trace binds."""
+        given = [data_root(array.ctypes.data, array.nbytes) for array in inputs]
+        read = tensor_ids(self.stages, given, Kind.INPUT)
+        weights = tensor_ids(self.stages, weight_roots, Kind.CONSTANT)
+        return Manifest(program_id, sizes, self.stages, read, weights, tuple(self.roots))
+
+    def results(self) -> list[np.ndarray]:
+        """The kept results as arrays of their logical shapes (outputs: copies, since they are the caller's)."""
+        found = []
+        for stage, result in zip(self.stages, self.plan.results, strict=True):
+            dtype, shape = stage.type.dtype, [stage.type.extents()[axis] for axis in stage.order]
+            if result.slot.buffer.kind == "output":
+                owner, address = self._outputs[result.slot.buffer.number]
+                array = np.array(array_at(address, dtype, shape, owner))
+            else:
+                array = array_at(self.plan.kept_address(self._arena, result), dtype, shape, self._arena)
+            found.append(array.transpose(np.argsort(stage.order)))
+        return found
+
+
+def data_root(address: int, size_bytes: int) -> bytes:
+    """BLAKE3 of memory, on the threads that runs use."""
+    data = memoryview((ctypes.c_char * size_bytes).from_address(address)).cast("B") if size_bytes else b""
+    return blake3.blake3(data, max_threads=cpu.threads()).digest()
+
+
+def array_at(address: int, dtype: DType, shape: Sequence[int], owner: Any) -> np.ndarray:
+    """Memory in C order as an array, which keeps its owner alive."""
+    size_bytes = math.prod(shape) * dtype.size_bytes
+    if size_bytes == 0:
+        return np.zeros(shape, dtype.numpy)
+    return np.asarray(_Memory(address, size_bytes, owner)).view(dtype.numpy).reshape(shape)
+
+
+class _Memory:
+    """Bytes as NumPy takes them."""
+
+    def __init__(self, address: int, size_bytes: int, owner: Any) -> None:
+        self.owner = owner
+        self.__array_interface__ = {"shape": (size_bytes,), "typestr": "|u1", "data": (address, False), "version": 3}
+
+
+def _arena(size_bytes: int) -> Any:
+    try:
+        return cpu.allocate(max(64, size_bytes))
+    except KernelError:
+        raise LimitError(f"no memory for {size_bytes} bytes of tensors to keep") from None

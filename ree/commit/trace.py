@@ -1,0 +1,130 @@
+"""Traces: a commitment to every result of a run.
+
+A leaf binds one stage, the tensors that it read and the one that it gave; the root binds all leaves, the program,
+the sizes of its dynamic dimensions, and the ids of inputs and outputs. So a trace is right if each of its
+stages is, and a wrong output means that one stage, of the prover's own trace, does not follow from what it read.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import blake3
+import numpy as np
+
+from ree.commit.merkle import Tree
+from ree.commit.stages import Kind, Source, Stages
+from ree.commit.tensor import tensor_id
+
+VERSION = 1
+LEAF_CONTEXT = "ree v1 trace leaf"
+ROOT_CONTEXT = "ree v1 trace"
+LIST_CONTEXT = "ree v1 tensor list"
+
+
+def list_id(ids: Sequence[bytes]) -> bytes:
+    """One digest for several tensors in order: a program's inputs, outputs or weights."""
+    return blake3.blake3(struct.pack("<I", len(ids)) + b"".join(ids), derive_key_context=LIST_CONTEXT).digest()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that a trace's root binds: small, and enough to name what differs between two traces.
+
+    sizes: values of the program's dynamic dimensions in order; inputs, weights: tensor ids; roots: the data root of
+    each stage's result.
+    """
+
+    program_id: bytes
+    sizes: tuple[int, ...]
+    stages: Stages
+    inputs: tuple[bytes, ...]
+    weights: tuple[bytes, ...]
+    roots: tuple[bytes, ...]
+
+    @cached_property
+    def results(self) -> tuple[bytes, ...]:
+        """The tensor id of each stage's result."""
+        return tuple(stage.tensor_id(root) for stage, root in zip(self.stages, self.roots, strict=True))
+
+    def id_of(self, source: Source) -> bytes:
+        """The id of a tensor."""
+        return {Kind.INPUT: self.inputs, Kind.CONSTANT: self.weights, Kind.RESULT: self.results}[source.kind][
+            source.number
+        ]
+
+    @cached_property
+    def outputs(self) -> tuple[bytes, ...]:
+        return tuple(self.id_of(source) for source in self.stages.outputs)
+
+    def leaf(self, index: int) -> bytes:
+        """The leaf of one stage."""
+        stage = self.stages[index]
+        read = b"".join(self.id_of(port.source) for port in stage.ports)
+        head = struct.pack("<Q", index) + stage.leaf + struct.pack("<I", len(stage.ports))
+        return blake3.blake3(head + read + self.results[index], derive_key_context=LEAF_CONTEXT).digest()
+
+    @cached_property
+    def tree(self) -> Tree:
+        return Tree([self.leaf(index) for index in range(len(self.stages))])
+
+    @cached_property
+    def root(self) -> bytes:
+        """The trace root (32 bytes)."""
+        parts = [bytes([VERSION]), self.program_id, struct.pack(f"<I{len(self.sizes)}Q", len(self.sizes), *self.sizes)]
+        parts += [list_id(self.inputs), list_id(self.weights), list_id(self.outputs)]
+        parts += [struct.pack("<Q", len(self.stages)), self.tree.root]
+        return blake3.blake3(b"".join(parts), derive_key_context=ROOT_CONTEXT).digest()
+
+
+class Trace:
+    """The commitment to one run, and access to the tensors behind it.
+
+    root: 32 bytes; tensors: the result of every stage, which were kept, or are computed again when first asked for.
+    """
+
+    def __init__(self, manifest: Manifest, results: Callable[[], Sequence[np.ndarray]]) -> None:
+        """results: gives the stages' results as arrays of the logical shape."""
+        self.manifest = manifest
+        self._results = results
+
+    @property
+    def root(self) -> bytes:
+        return self.manifest.root
+
+    @property
+    def program_id(self) -> bytes:
+        return self.manifest.program_id
+
+    @cached_property
+    def tensors(self) -> Mapping[int, np.ndarray]:
+        """Stage number -> its result, read-only (bf16 as uint16)."""
+        return _Tensors(self._results())
+
+
+class _Tensors(Mapping[int, np.ndarray]):
+    def __init__(self, arrays: Sequence[np.ndarray]) -> None:
+        self._arrays = list(arrays)
+        for array in self._arrays:
+            array.flags.writeable = False
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._arrays[index]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self._arrays)))
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+
+def tensor_ids(stages: Stages, roots: Sequence[bytes], kind: Kind) -> tuple[bytes, ...]:
+    """Tensor ids of all inputs, or of all constants, from their data roots (both lie in C order)."""
+    found = []
+    for number, root in enumerate(roots):
+        dtype, shape, _ = stages.type_of(Source(kind, number))
+        found.append(tensor_id(dtype, shape, root))
+    return tuple(found)
