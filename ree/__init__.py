@@ -20,10 +20,10 @@ from ree.errors import (
 )
 
 if TYPE_CHECKING:
-    from ree.api import Program, compile, load, threads
+    from ree.api import Program, Signer, compile, load, threads, verify
 
 __version__ = "0.1.0"
-_LAZY = ("Program", "compile", "load", "threads")
+_LAZY = ("Program", "Signer", "compile", "load", "threads", "verify")
 
 __all__ = [
     "CaptureError",
@@ -37,11 +37,13 @@ __all__ = [
     "Program",
     "RunError",
     "ShapeError",
+    "Signer",
     "UnsupportedError",
     "VerificationError",
     "compile",
     "load",
     "threads",
+    "verify",
 ]
 
 

@@ -1,15 +1,19 @@
-"""What users import: compile, load, threads, and the torch.compile backend."""
+"""What users import: compile, load, verify, threads, and the torch.compile backend."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ree.errors import DeviceError, InputError
 from ree.limits import THREADS_MAX
 from ree.program import Program, load
+
+if TYPE_CHECKING:
+    from ree.commit.keys import PublicKey, Signer
+    from ree.commit.receipt import Receipt
 
 
 def compile(
@@ -79,6 +83,25 @@ def threads(n: int | None = None) -> int:
         raise InputError(str(error)) from None
 
 
+def verify(
+    receipt: bytes | str,
+    program: Program,
+    inputs: Any,
+    salt: bytes | None = None,
+    trusted_keys: Collection[PublicKey] | None = None,
+) -> Receipt:
+    """Verify a receipt by running the program again; VerificationError says what does not hold.
+
+    receipt: its JSON; inputs: as `compile` takes example inputs; salt: opens the commitment to the input;
+    trusted_keys: whose signatures count (None: anyone's; look at the result's `signer`). Any machine will do.
+    """
+    from ree.commit import rerun
+
+    args, kwargs = _arguments(inputs)
+    tensors = program.flat_inputs(*(args or ()), **(kwargs or {}))
+    return rerun.verify(receipt, program, tensors, salt, trusted_keys)
+
+
 def backend(
     graph_module: Any, example_inputs: Sequence[Any], options: Mapping[str, Any] | None = None, **ignored: Any
 ) -> Any:
@@ -96,4 +119,13 @@ def backend(
     return compile_graph(graph_module, example_inputs, options["freeze"])
 
 
-__all__ = ["Program", "backend", "compile", "load", "threads"]
+def __getattr__(name: str) -> Any:
+    """Signer needs the cryptography package: imported when it is used."""
+    if name == "Signer":
+        from ree.commit.keys import Signer
+
+        return Signer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = ["Program", "Signer", "backend", "compile", "load", "threads", "verify"]

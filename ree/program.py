@@ -59,12 +59,14 @@ class Program:
     # -- running ------------------------------------------------------------------------
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; InputError, ShapeError or DTypeError if the inputs do not fit."""
-        args, kwargs = self._by_position(args, kwargs)
-        tensors = list(structure.flatten(self.input_structure, (args, kwargs)))
-        results = self.run_flat(tensors)
+        results = self.run_flat(self.flat_inputs(*args, **kwargs))
         if self._rebuild is not None:
             return self._rebuild(results)
         return structure.unflatten(self.output_structure, results)
+
+    def flat_inputs(self, *args: Any, **kwargs: Any) -> list[Any]:
+        """The tensors of a call in the order of `input_names`; InputError if they do not fit the structure."""
+        return list(structure.flatten(self.input_structure, self._by_position(args, kwargs)))
 
     def _by_position(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional tensors that are passed by the name of their input take their places."""
@@ -89,8 +91,7 @@ class Program:
         commit: bind every result of the run in a trace; keep: hold the results in memory for openings (else they
         are computed again when they are first asked for). Errors as for a call.
         """
-        args, kwargs = self._by_position(args, kwargs)
-        tensors = list(structure.flatten(self.input_structure, (args, kwargs)))
+        tensors = self.flat_inputs(*args, **kwargs)
         results, trace = self.run_committed(tensors, keep) if commit or keep else (self.run_flat(tensors), None)
         if self._rebuild is not None:
             return self._rebuild(results), trace

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import blake3
 import numpy as np
@@ -18,6 +19,9 @@ import numpy as np
 from ree.commit.merkle import Tree
 from ree.commit.stages import Kind, Source, Stages
 from ree.commit.tensor import tensor_id
+
+if TYPE_CHECKING:
+    from ree.commit.keys import Signer
 
 VERSION = 1
 LEAF_CONTEXT = "ree v1 trace leaf"
@@ -89,6 +93,7 @@ class Trace:
     def __init__(self, manifest: Manifest, results: Callable[[], Sequence[np.ndarray]]) -> None:
         """results: gives the stages' results as arrays of the logical shape."""
         self.manifest = manifest
+        self.input_salt: bytes | None = None
         self._results = results
 
     @property
@@ -98,6 +103,17 @@ class Trace:
     @property
     def program_id(self) -> bytes:
         return self.manifest.program_id
+
+    def receipt(self, signer: Signer, salt: bytes | None = None, nonce: bytes | None = None) -> bytes:
+        """A signed receipt of the run (DSSE envelope over an in-toto statement, JSON).
+
+        salt: 32 bytes that open its commitment to the input, drawn if None and held as `input_salt`;
+        nonce: 32 bytes of whoever asked for the run.
+        """
+        from ree.commit.rerun import sign
+
+        envelope, self.input_salt = sign(self, signer, salt or self.input_salt, nonce)
+        return envelope
 
     @cached_property
     def tensors(self) -> Mapping[int, np.ndarray]:
