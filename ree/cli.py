@@ -100,18 +100,25 @@ def run(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="safetensors file to write.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; the result does not depend on them.")] = None,
     expect: Annotated[str | None, typer.Option(help="Digest of the outputs; exit code 1 if it differs.")] = None,
+    commit: Annotated[bool, typer.Option("--commit", help="Commit to every result: print the trace root.")] = False,
+    sign: Annotated[Path | None, typer.Option(help="Private key (Ed25519, PEM) that signs a receipt.")] = None,
+    receipt: Annotated[Path | None, typer.Option(help="Receipt to write; its salt goes beside it.")] = None,
+    nonce: Annotated[str | None, typer.Option(help="64 hex digits of whoever wants the receipt.")] = None,
     as_json: Json = False,
 ) -> None:
     """Run a .ree file on the tensors of a safetensors file."""
     import ree
     from ree import measure, tensors
+    from ree.signing import Signing
 
+    signing = Signing.of(sign, receipt, nonce)
     if expect is not None and not re.fullmatch(r"[0-9a-fA-F]{32}", expect):
         raise InputError(f"--expect takes the 32 hexadecimal digits that a run prints, not {expect!r}")
     if threads is not None:
         ree.threads(threads)
     program = ree.load(file)
-    results = program.run_flat(tensors.program_inputs(program, tensors.read(inputs)))
+    given = tensors.program_inputs(program, tensors.read(inputs))
+    results, trace = program.run_committed(given) if commit or signing else (program.run_flat(given), None)
     named = tensors.program_outputs(program, results)
     digest = measure.digest([array for array, _ in named.values()])
     if output is not None:
@@ -122,8 +129,42 @@ def run(
         "digest": digest,
         "outputs": {n: {"dtype": d.value, "shape": list(a.shape)} for n, (a, d) in named.items()},
     }
-    lines = [f"{n}: {d.value}{list(a.shape)}" for n, (a, d) in named.items()]
-    _print(result, as_json, "\n".join([*lines, f"digest {digest}"]))
+    lines = [f"{n}: {d.value}{list(a.shape)}" for n, (a, d) in named.items()] + [f"digest {digest}"]
+    if trace is not None:
+        result["trace_root"] = trace.root.hex()
+        lines.append(f"trace root {trace.root.hex()}")
+    if signing and trace:
+        result |= signing.write(trace)
+        lines.append(f"receipt {receipt}")
+    _print(result, as_json, "\n".join(lines))
+
+
+@app.command()
+def verify(
+    receipt: Annotated[Path, typer.Argument(help="A receipt, as `ree run --receipt` writes it.")],
+    file: Annotated[Path, typer.Argument(help="The .ree file that it is about.")],
+    inputs: Annotated[Path, typer.Option("--input", "-i", help="safetensors file; keys are the input names.")],
+    key: Annotated[list[str] | None, typer.Option(help="Public key (hex or PEM) whose receipts count.")] = None,
+    salt: Annotated[Path | None, typer.Option(help="File with the salt of the commitment to the input.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; the result does not depend on them.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Verify a receipt by running the program again: exit code 0 if it holds, 1 if it does not."""
+    import ree
+    from ree import signing, tensors
+    from ree.commit import receipt as receipts
+    from ree.commit import rerun
+
+    if threads is not None:
+        ree.threads(threads)
+    envelope, keys, opening = receipts.load(receipt), signing.trusted(key), signing.read_salt(salt)
+    receipts.read(envelope, keys)  # a receipt that is no good needs no program
+    program = ree.load(file)
+    given = tensors.program_inputs(program, tensors.read(inputs))
+    found = rerun.verify(envelope, program, given, opening, keys)
+    result = signing.describe(found) | {"verified": "by running the program again"}
+    held = "; anyone may have signed it: name the key that you trust with --key" if keys is None else ""
+    _print(result, as_json, f"the receipt holds: a run here gave the same bits; signed by {found.signer.id}{held}")
 
 
 @app.command()

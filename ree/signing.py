@@ -1,0 +1,81 @@
+"""Files of receipts for the command line: signing what a run committed to, reading keys and salts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ree import atomic
+from ree.commit.keys import PublicKey, Signer
+from ree.commit.receipt import Receipt, read
+from ree.commit.trace import Trace
+from ree.errors import InputError
+
+SALT_SUFFIX = ".salt"
+_DIGITS = 64
+
+
+@dataclass(frozen=True)
+class Signing:
+    """The options of a run that is to be signed."""
+
+    signer: Signer
+    receipt: Path
+    nonce: bytes | None
+
+    @staticmethod
+    def of(sign: Path | None, receipt: Path | None, nonce: str | None) -> Signing | None:
+        """None if nothing is to be signed. InputError: a part is missing or is none."""
+        if sign is None and receipt is None and nonce is None:
+            return None
+        if sign is None or receipt is None:
+            raise InputError("--sign KEY.pem and --receipt FILE go together")
+        return Signing(Signer.load(sign), receipt, None if nonce is None else digest(nonce, "--nonce"))
+
+    def write(self, trace: Trace) -> dict[str, Any]:
+        """Write the receipt, and beside it the salt that opens its commitment to the input, which only you may read."""
+        envelope = trace.receipt(self.signer, nonce=self.nonce)
+        assert trace.input_salt is not None
+        salt = self.receipt.with_name(self.receipt.name + SALT_SUFFIX)
+        for path, data, mode in ((salt, trace.input_salt.hex().encode(), 0o600), (self.receipt, envelope, 0o666)):
+            try:
+                with atomic.replacing(path, mode) as file:
+                    file.write(data + b"\n")
+            except OSError as error:
+                raise InputError(f"cannot write {path}: {error.strerror}") from None
+        return {"receipt_id": read(envelope).id.hex(), "signer": self.signer.public.id, "salt": str(salt)}
+
+
+def describe(receipt: Receipt) -> dict[str, Any]:
+    """A receipt as JSON values."""
+    return {"receipt_id": receipt.id.hex(), "signer": receipt.signer.id, "claim": receipt.claim.predicate()}
+
+
+def trusted(keys: Sequence[str] | None) -> list[PublicKey] | None:
+    """Public keys in hex or PEM files; None if none is named."""
+    return [PublicKey.load(source) for source in keys] if keys else None
+
+
+def read_salt(path: Path | None) -> bytes | None:
+    """The salt in a file that `Signing.write` wrote. InputError: it is none."""
+    if path is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            text = file.read(_DIGITS + 2).decode("ascii", "replace").strip()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    return digest(text, f"the salt in {path}")
+
+
+def digest(text: str, what: str) -> bytes:
+    """32 bytes from hexadecimal digits; InputError, naming what they are for, if they are none."""
+    try:
+        found = bytes.fromhex(text)
+    except ValueError:
+        found = b""
+    if len(text) != _DIGITS or len(found) != _DIGITS // 2:
+        raise InputError(f"{what}: {_DIGITS} hexadecimal digits are expected, not {text[:80]!r}")
+    return found
