@@ -84,8 +84,9 @@ def main() -> None:
     rows = {}
     for model in models:
         with tempfile.TemporaryDirectory() as cache:
-            cold, cached = (_run(COMPILE, model, str(options.threads), REE_CACHE=cache) for _ in range(2))
-        rows[model] = {"cold": cold, "cached": cached, "export": _run(EXPORT, model)}
+            count = 2 if options.quick else 1 + HITS
+            cold, *cached = [_run(COMPILE, model, str(options.threads), REE_CACHE=cache) for _ in range(count)]
+        rows[model] = {"cold": cold, "cached": _medians(cached), "export": _run(EXPORT, model)}
     result["models"] = rows
     folders = {"gpt2-tiny": compile_folder("small")} if options.quick else {"gpt2": compile_folder("full")}
     result["folders"] = folders
@@ -120,8 +121,12 @@ def compile_folder(size: str) -> dict[str, dict[str, float]]:
             (Path(place) / "model.ree").unlink()
     if [run["cached"] for run in runs] != [False] + [True] * HITS:
         sys.exit("a compilation that should come from the cache did not, or the other way round")
-    medians = {what: statistics.median(run[what] for run in runs[1:]) for what in ("inside_s", "process_s")}
-    return {"cold": {what: runs[0][what] for what in medians}, "cached": medians}
+    times = [{what: run[what] for what in ("inside_s", "process_s")} for run in runs]
+    return {"cold": times[0], "cached": _medians(times[1:])}
+
+
+def _medians(runs: list[dict[str, float]]) -> dict[str, float]:
+    return {what: statistics.median(run[what] for run in runs) for what in runs[0]}
 
 
 def _run(code: str, *argv: str, **environment: str) -> dict[str, float]:
