@@ -13,3 +13,6 @@ BINDINGS_CACHED_MAX = 32  # plans that a dynamic program keeps
 FOLDED_BYTES_MAX = 64 << 20  # constant folding keeps no larger tensor
 PROGRAM_ENTRY_BYTES_MAX = 256 << 20  # the cache keeps no program of which it would hold more itself
 PROGRAMS_CACHED_BYTES_MAX = 1 << 30
+RECEIPT_BYTES_MAX = 16 << 10
+RECEIPT_TEXT_BYTES_MAX = 128  # of a text that a receipt states
+KEY_FILE_BYTES_MAX = 16 << 10

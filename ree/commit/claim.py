@@ -144,13 +144,13 @@ def fault(f: Field, value: object) -> str | None:
         return None if f.optional else "is missing"
     if f.kind is Kind.DIGEST:
         good = type(value) is bytes and len(value) == len(ABSENT) and value != ABSENT
-        return None if good else "is not 32 bytes, or they are all zero"
+        return None if good else "is no digest: 32 bytes, not all zero, as JSON in lowercase hex"
     if f.kind is Kind.VERSION:
         known = type(value) is int and value == _KNOWN[f.name]
         return None if known else f"is not {_KNOWN[f.name]}, the only one that this release of ree knows"
     if f.kind is Kind.TIME:
         good = type(value) is int and 0 <= value <= SECONDS_MAX
-        return None if good else "is no time between the years 1970 and 9999"
+        return None if good else "is no time in UTC, of whole seconds, between the years 1970 and 9999"
     good = type(value) is str and len(value) <= RECEIPT_TEXT_BYTES_MAX and bool(_PRINTABLE.fullmatch(value))
     return None if good else f"is not 1 to {RECEIPT_TEXT_BYTES_MAX} characters of printable ASCII"
 

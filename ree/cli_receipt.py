@@ -1,0 +1,93 @@
+"""`ree key` and `ree receipt`: keys that sign, and receipts looked at and verified without running anything again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ree.errors import InputError
+
+app = typer.Typer(help="Show and verify receipts; nothing is run again.", add_completion=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+ReceiptFile = Annotated[Path, typer.Argument(help="A receipt.")]
+
+
+def add_to(root: typer.Typer) -> None:
+    """Hang the commands into the command line."""
+    root.command("key")(key)
+    root.add_typer(app, name="receipt")
+
+
+@app.callback(invoke_without_command=True)
+def _receipt(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(2)
+
+
+def key(
+    file: Annotated[Path, typer.Argument(help="The PEM file to write; it must not exist.")], as_json: Json = False
+) -> None:
+    """Make an Ed25519 key that signs receipts; its public half is printed."""
+    from ree.commit import keys
+
+    public = keys.generate(file)
+    _print({"file": str(file), "public_key": public.id, "public_pem": public.pem().decode("ascii")}, as_json, public.id)
+
+
+@app.command()
+def show(file: ReceiptFile, as_json: Json = False) -> None:
+    """What a receipt states and who signed it; the signature must be good."""
+    from ree.commit import receipt
+
+    found = _described(receipt.read(receipt.load(file)))
+    _print(found, as_json, _lines(found))
+
+
+@app.command()
+def verify(
+    file: ReceiptFile,
+    trusted: Annotated[
+        list[str] | None,
+        typer.Option("--key", help="Public key that is trusted, 64 hex digits or a PEM file; may be repeated."),
+    ] = None,
+    nonce: Annotated[str | None, typer.Option(help="The nonce that the receipt must carry, 64 hex digits.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a receipt's signature and form; exit code 1 if anything about it is wrong."""
+    from ree.commit import keys, receipt
+
+    public = [keys.PublicKey.load(source) for source in trusted or []]
+    expected = {} if nonce is None else {"nonce": _digest(nonce, "--nonce")}
+    found = receipt.read(receipt.load(file), public or None)
+    found.claim.expect(**expected)
+    doubt = "" if public else "; no --key was given, so it only says that this key's holder made it"
+    result = _described(found) | {"trusted": bool(public)}
+    _print(result, as_json, f"good, signed by {found.signer.id}{doubt}")
+
+
+def _described(receipt: Any) -> dict[str, Any]:
+    return {"receipt_id": receipt.id.hex(), "signer": receipt.signer.id, "claim": receipt.claim.predicate()}
+
+
+def _lines(found: dict[str, Any]) -> str:
+    flat = {"signer": found["signer"], "receiptId": found["receipt_id"], **found["claim"]}
+    return "\n".join(f"{name}: {value}" for name, value in flat.items())
+
+
+def _digest(text: str, option: str) -> bytes:
+    try:
+        found = bytes.fromhex(text)
+    except ValueError:
+        found = b""
+    if len(found) != 32 or len(text) != 64:
+        raise InputError(f"{option} takes 64 hexadecimal digits, not {text!r}")
+    return found
+
+
+def _print(result: dict[str, Any], as_json: bool, text: str) -> None:
+    print(json.dumps(result, indent=1) if as_json else text)
