@@ -24,7 +24,7 @@ help:
 	@echo "make lint         ruff and mypy"
 	@echo "make bench        all benchmarks, results in benchmarks/results (about an hour)"
 	@echo "make bench-quick  the smallest of them (minutes)"
-	@echo "make fuzz         the reader of .ree files and random graphs, for longer"
+	@echo "make fuzz         the readers of .ree files and receipts, and random graphs, for longer"
 	@echo "make exhaustive   every univariate function on all 2^32 inputs (hours)"
 	@echo "make cross        the kernels on aarch64 and riscv64 under qemu-user (needs Debian and root, or the tools)"
 
@@ -81,6 +81,7 @@ bench: $(STAMPS)/dev
 	$(PY) benchmarks/reproducibility.py
 	$(PY) benchmarks/memory.py
 	$(PY) benchmarks/startup.py
+	$(PY) benchmarks/receipt.py
 
 bench-quick: $(STAMPS)/dev
 	$(PY) benchmarks/matmul.py --quick
@@ -90,9 +91,11 @@ bench-quick: $(STAMPS)/dev
 	$(PY) benchmarks/reproducibility.py --quick
 	$(PY) benchmarks/memory.py --quick
 	$(PY) benchmarks/startup.py --quick
+	$(PY) benchmarks/receipt.py --quick
 
 fuzz: $(STAMPS)/test
 	$(PY) -m tests.fuzz_file $(FUZZ_COUNT)
+	$(PY) -m tests.fuzz_receipt $(FUZZ_COUNT)
 	HYPOTHESIS_PROFILE=long $(PY) -m pytest -q tests/test_random_graphs.py
 
 exhaustive: $(STAMPS)/test

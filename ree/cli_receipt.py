@@ -8,8 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ree.errors import InputError
-
 app = typer.Typer(help="Show and verify receipts; nothing is run again.", add_completion=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -42,9 +40,10 @@ def key(
 @app.command()
 def show(file: ReceiptFile, as_json: Json = False) -> None:
     """What a receipt states and who signed it; the signature must be good."""
+    from ree import signing
     from ree.commit import receipt
 
-    found = _described(receipt.read(receipt.load(file)))
+    found = signing.describe(receipt.read(receipt.load(file)))
     _print(found, as_json, _lines(found))
 
 
@@ -59,34 +58,21 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check a receipt's signature and form; exit code 1 if anything about it is wrong."""
-    from ree.commit import keys, receipt
+    from ree import signing
+    from ree.commit import receipt
 
-    public = [keys.PublicKey.load(source) for source in trusted or []]
-    expected = {} if nonce is None else {"nonce": _digest(nonce, "--nonce")}
-    found = receipt.read(receipt.load(file), public or None)
+    public = signing.trusted(trusted)
+    expected = {} if nonce is None else {"nonce": signing.digest(nonce, "--nonce")}
+    found = receipt.read(receipt.load(file), public)
     found.claim.expect(**expected)
-    doubt = "" if public else "; no --key was given, so it only says that this key's holder made it"
-    result = _described(found) | {"trusted": bool(public)}
+    doubt = "; no --key was given, so anyone may hold that one" if public is None else ""
+    result = signing.describe(found) | {"trusted": public is not None}
     _print(result, as_json, f"good, signed by {found.signer.id}{doubt}")
-
-
-def _described(receipt: Any) -> dict[str, Any]:
-    return {"receipt_id": receipt.id.hex(), "signer": receipt.signer.id, "claim": receipt.claim.predicate()}
 
 
 def _lines(found: dict[str, Any]) -> str:
     flat = {"signer": found["signer"], "receiptId": found["receipt_id"], **found["claim"]}
     return "\n".join(f"{name}: {value}" for name, value in flat.items())
-
-
-def _digest(text: str, option: str) -> bytes:
-    try:
-        found = bytes.fromhex(text)
-    except ValueError:
-        found = b""
-    if len(found) != 32 or len(text) != 64:
-        raise InputError(f"{option} takes 64 hexadecimal digits, not {text!r}")
-    return found
 
 
 def _print(result: dict[str, Any], as_json: bool, text: str) -> None:
