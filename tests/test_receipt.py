@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import random
 import re
 import stat
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -216,6 +218,21 @@ def test_a_long_receipt_is_refused_before_it_is_parsed(monkeypatch: pytest.Monke
             receipt.read(text)
 
 
+def test_nesting_is_bounded_whatever_the_recursion_limit_is() -> None:
+    """Other libraries raise Python's limit; a stack that is deep already leaves less of it."""
+    limit = sys.getrecursionlimit()
+    for depth, new_limit, reason in (
+        (16000, 10**6, "too many brackets"),
+        (500, len(inspect.stack()) + 200, "not JSON"),
+    ):
+        sys.setrecursionlimit(new_limit)
+        try:
+            with pytest.raises(VerificationError, match=reason):
+                receipt.read("[" * depth)
+        finally:
+            sys.setrecursionlimit(limit)
+
+
 def test_nothing_is_parsed_before_the_signature_is_known_to_be_good(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receipt, "_claim", lambda _: pytest.fail("parsed"))
     for envelope in (
@@ -270,8 +287,9 @@ def test_times() -> None:
 
 
 def test_the_longest_claim_fits() -> None:
-    longest = replace(FULL, device="\\" * 128, ree_version='"' * 128)
-    assert receipt.verify_envelope(receipt.make(longest, SIGNER), TRUSTED) == longest
+    for device, release in (("\\", '"'), ("[", "{")):
+        longest = replace(FULL, device=device * 128, ree_version=release * 128)
+        assert receipt.verify_envelope(receipt.make(longest, SIGNER), TRUSTED) == longest
 
 
 def test_expectations() -> None:
@@ -482,7 +500,7 @@ def test_eip712_addresses_that_are_none(contract: Any) -> None:
 
 
 def test_without_keccak_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "Crypto.Hash", None)
+    monkeypatch.setitem(sys.modules, "Crypto.Hash", None)
     with pytest.raises(InputError, match=r"pip install 'ree\[chain\]'"):
         eip712.eip712_digest(SMALL, 1, CONTRACT)
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from ree.errors import VerificationError
 
 INTEGER_DIGITS_MAX = 20
+OPENINGS_MAX = 512  # brackets and braces, those in strings among them: bounds the depth whatever Python's own limit is
 
 
 def canonical(value: Any) -> bytes:
@@ -23,10 +24,12 @@ def parse(text: bytes | str, what: str) -> Any:
     """The value of a JSON text; VerificationError, which names `what`, on anything that is not strict."""
     try:
         decoded = text.decode("utf-8") if isinstance(text, bytes) else text
+        if decoded.count("[") + decoded.count("{") > OPENINGS_MAX:
+            raise _Refused("too many brackets")
         return json.loads(
             decoded, object_pairs_hook=_object, parse_int=_integer, parse_float=_refuse, parse_constant=_refuse
         )
-    except (ValueError, RecursionError) as error:  # _Refused among them
+    except (ValueError, RecursionError) as error:  # _Refused among them; the caller's own stack may be deep
         reason = str(error) if isinstance(error, _Refused) else "not JSON"
         raise VerificationError(f"{what} is malformed: {reason}") from None
 
