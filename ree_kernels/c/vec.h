@@ -2,7 +2,8 @@
  *
  * A `vf` holds W floats. Every operation is lane by lane and rounds once, so the width
  * never reaches a result. REE_MR x REE_NR is the register tile of the matrix product, as
- * large as the register file allows: REE_MR rows, REE_NR = REE_NV * W columns.
+ * large as the register file allows: REE_MR rows, REE_NR = REE_NV * W columns. REE_STREAMS is
+ * the number of states of 16 integer vectors that are worth computing at once.
  */
 #ifndef REE_VEC_H
 #define REE_VEC_H
@@ -18,6 +19,7 @@
 #define W 16
 #define REE_MR 14
 #define REE_NV 2
+#define REE_STREAMS 2
 typedef __m512 vf;
 typedef __m512i vi;
 typedef __mmask16 vmask;
@@ -35,6 +37,7 @@ REE_INLINE vf vf_canonical(vf v)
     const vf quiet = _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000));
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), v, quiet);
 }
+#define VI_ROTATE(v, n) _mm512_ror_epi32(v, n)
 
 #elif defined(REE_ISA_AVX2)
 
@@ -42,6 +45,7 @@ REE_INLINE vf vf_canonical(vf v)
 #define W 8
 #define REE_MR 6
 #define REE_NV 2
+#define REE_STREAMS 2
 typedef __m256 vf;
 typedef __m256i vi;
 
@@ -60,6 +64,15 @@ REE_INLINE vf vf_canonical(vf v)
     const vf quiet = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000));
     return _mm256_blendv_ps(v, quiet, _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
 }
+/* A rotation by whole bytes is one shuffle: each byte of the index says where its byte comes from. */
+REE_INLINE vi vi_rotate_bytes(vi v, const int n)
+{
+    const uint32_t first = 0x03020100u >> 8 * n | 0x03020100u << (32 - 8 * n);
+    const vi words = _mm256_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c, 0, 0x04040404, 0x08080808, 0x0c0c0c0c);
+    return _mm256_shuffle_epi8(v, _mm256_add_epi32(words, _mm256_set1_epi32((int)first)));
+}
+#define VI_ROTATE(v, n) \
+    ((n) % 8 ? _mm256_or_si256(_mm256_srli_epi32(v, n), _mm256_slli_epi32(v, 32 - (n))) : vi_rotate_bytes(v, (n) / 8))
 
 #else /* vector extensions of the compiler: NEON and portable */
 
@@ -93,10 +106,12 @@ REE_INLINE void vf_store_part(float *p, vf v, int64_t n)
 #include <arm_neon.h>
 #define REE_MR 6
 #define REE_NV 4
+#define REE_STREAMS 2
 REE_INLINE vf vf_fma(vf a, vf b, vf c) { return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
 #else
 #define REE_MR 4
 #define REE_NV 2
+#define REE_STREAMS 1
 REE_INLINE vf vf_fma(vf a, vf b, vf c)
 {
     return (vf){__builtin_fmaf(a[0], b[0], c[0]), __builtin_fmaf(a[1], b[1], c[1]),
@@ -137,6 +152,26 @@ REE_INLINE vf vf_min(vf a, vf b)
     const vf equal = (vf)((vmi)a | (vmi)b);
     const vf unequal = vf_select((vmi)(a < b), a, vf_select((vmi)(a > b), b, a + b));
     return vf_select((vmi)(a == b), equal, unequal);
+}
+
+/* A `vu` holds W unsigned words; + and ^ are lane by lane. */
+typedef uint32_t vu __attribute__((vector_size(W * 4), may_alias));
+REE_INLINE vu vu_load(const void *p)
+{
+    vu v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+REE_INLINE void vu_store(void *p, vu v) { memcpy(p, &v, sizeof v); }
+REE_INLINE vu vu_set(uint32_t x) { return (vu){0} + x; }
+/* Each lane rotated to the right by n, a constant in 1..31. */
+REE_INLINE vu vu_rotate(vu v, const int n)
+{
+#if defined(VI_ROTATE)
+    return (vu)VI_ROTATE((vi)v, n);
+#else
+    return v >> n | v << (32 - n);
+#endif
 }
 
 REE_INLINE float f32_canonical(float x)
