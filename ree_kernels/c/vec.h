@@ -108,6 +108,10 @@ REE_INLINE void vf_store_part(float *p, vf v, int64_t n)
 #define REE_NV 4
 #define REE_STREAMS 2
 REE_INLINE vf vf_fma(vf a, vf b, vf c) { return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+REE_INLINE vi vi_swap_halves(vi v) { return (vi)vrev32q_u16((uint16x8_t)v); }
+#define VI_ROTATE(v, n) \
+    ((n) == 16 ? vi_swap_halves(v) \
+               : (vi)vsriq_n_u32(vshlq_n_u32((uint32x4_t)(v), 32 - (n)), (uint32x4_t)(v), n))
 #else
 #define REE_MR 4
 #define REE_NV 2
