@@ -89,17 +89,19 @@ def verify(
     inputs: Any,
     salt: bytes | None = None,
     trusted_keys: Collection[PublicKey] | None = None,
+    nonce: bytes | None = None,
 ) -> Receipt:
     """Verify a receipt by running the program again; VerificationError says what does not hold.
 
     receipt: its JSON; inputs: as `compile` takes example inputs; salt: opens the commitment to the input;
-    trusted_keys: whose signatures count (None: anyone's; look at the result's `signer`). Any machine will do.
+    trusted_keys: whose signatures count (None: anyone's; look at the result's `signer`); nonce: the 32 bytes
+    that it must carry, against an old receipt. Any machine will do.
     """
     from ree.commit import rerun
 
     args, kwargs = _arguments(inputs)
     tensors = program.flat_inputs(*(args or ()), **(kwargs or {}))
-    return rerun.verify(receipt, program, tensors, salt, trusted_keys)
+    return rerun.verify(receipt, program, tensors, salt, trusted_keys, nonce)
 
 
 def backend(

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
+from ree import cli_receipt
 from ree.errors import Error, InputError, VerificationError
 
 FAILED, BAD = 1, 2
@@ -146,6 +147,7 @@ def verify(
     inputs: Annotated[Path, typer.Option("--input", "-i", help="safetensors file; keys are the input names.")],
     key: Annotated[list[str] | None, typer.Option(help="Public key (hex or PEM) whose receipts count.")] = None,
     salt: Annotated[Path | None, typer.Option(help="File with the salt of the commitment to the input.")] = None,
+    nonce: Annotated[str | None, typer.Option(help="The nonce that the receipt must carry, 64 hex digits.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; the result does not depend on them.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -161,7 +163,8 @@ def verify(
     receipts.read(envelope, keys)  # a receipt that is no good needs no program
     program = ree.load(file)
     given = tensors.program_inputs(program, tensors.read(inputs))
-    found = rerun.verify(envelope, program, given, opening, keys)
+    expected = None if nonce is None else signing.digest(nonce, "--nonce")
+    found = rerun.verify(envelope, program, given, opening, keys, expected)
     result = signing.describe(found) | {"verified": "by running the program again"}
     held = "; anyone may have signed it: name the key that you trust with --key" if keys is None else ""
     _print(result, as_json, f"the receipt holds: a run here gave the same bits; signed by {found.signer.id}{held}")
@@ -291,6 +294,9 @@ def _sizes(texts: list[str]) -> dict[str, int]:
 
 def _print(result: dict[str, Any], as_json: bool, text: str = "") -> None:
     print(json.dumps(result, indent=1) if as_json else text)
+
+
+cli_receipt.add_to(app)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -24,6 +24,7 @@ from ree.dims import Dim
 from ree.errors import Error, FormatError, InputError, LimitError
 from ree.graph import Constant, Graph, GraphInput, Node, check
 from ree.limits import HEADER_BYTES_MAX, NAME_BYTES_MAX, NESTING_MAX, NODES_MAX, RANK_MAX, TENSOR_BYTES_MAX
+from ree.passes import check_outputs
 from ree.types import DType, TensorType
 
 VERSION = 1
@@ -202,6 +203,7 @@ def _parse(path: Path, text: bytes, data_start: int, size_bytes: int) -> tuple[G
     if structure.check(inputs) != len(graph.inputs) or structure.check(outputs) != len(graph.outputs):
         raise FormatError("the structures do not fit the inputs and outputs")
     check(graph)
+    check_outputs(graph)
     return graph, inputs, outputs
 
 

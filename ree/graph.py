@@ -111,6 +111,7 @@ def check(graph: Graph) -> None:
     """Hold a graph to its grammar and every node to its operator's shape rule (GraphError)."""
     from ree.ops.spec import operator
 
+    _check_symbols(graph)
     for offset, node in enumerate(graph.nodes):
         here = graph.first_node + offset
         if any(not 0 <= source < here for source in node.inputs):
@@ -124,6 +125,21 @@ def check(graph: Graph) -> None:
             raise GraphError(f"node {here}: {node.op} gives {inferred}, the graph says {node.type}")
     if any(not 0 <= output < graph.value_count for output in graph.outputs):
         raise GraphError("an output names no value")
+
+
+def _check_symbols(graph: Graph) -> None:
+    """Every dimension is made of symbols that the graph declares."""
+    types = [*(i.type for i in graph.inputs), *(c.type for c in graph.constants), *(n.type for n in graph.nodes)]
+    used = {name for type in types for extent in type.shape for name in dims.symbols(extent)}
+    used.update(name for node in graph.nodes for value in node.attrs.values() for name in _symbols_of(value))
+    if used - graph.symbols.keys():
+        raise GraphError(f"a dimension names {min(used - graph.symbols.keys())!r}, which the program does not declare")
+
+
+def _symbols_of(value: Attr) -> set[str]:
+    if isinstance(value, tuple):
+        return {name for item in value for name in _symbols_of(item)}
+    return set(dims.symbols(value)) if isinstance(value, Dim) else set()
 
 
 def _fits(inferred: tuple[int | Dim, ...], stated: tuple[int | Dim, ...]) -> bool:

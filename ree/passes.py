@@ -5,10 +5,12 @@ Each gives a new graph with the same meaning; the graph is checked after every p
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
 
+from ree.errors import GraphError
 from ree.graph import Constant, Graph, Node, check
 from ree.limits import FOLDED_BYTES_MAX
 from ree.ops.spec import operator
@@ -22,20 +24,33 @@ def prepare(graph: Graph) -> Graph:
     return graph
 
 
+def check_outputs(graph: Graph) -> None:
+    """Hold a graph to what `own_outputs` makes of it (GraphError): a kernel writes each output, and it alone."""
+    seen: set[int] = set()
+    for position, value in enumerate(graph.outputs):
+        if not _is_own(graph, value, seen):
+            raise GraphError(f"output {position} is not the result of a node of its own")
+        seen.add(value)
+
+
+def _is_own(graph: Graph, value: int, others: Collection[int]) -> bool:
+    node = graph.node_of(value)
+    return node is not None and operator(node.op).kind not in ("view", "conv") and value not in others
+
+
 def own_outputs(graph: Graph) -> Graph:
     """Every output is a node of its own, never an input, a constant, a view or a repetition.
 
     Nor a convolution, whose kernel writes channels-last: the copy becomes its epilogue.
     """
     nodes = list(graph.nodes)
-    outputs: list[int] = []
+    outputs: dict[int, None] = {}  # in order
     for value in graph.outputs:
-        node = graph.node_of(value)
-        if node is None or operator(node.op).kind in ("view", "conv") or value in outputs:
+        if not _is_own(graph, value, outputs):
             nodes.append(Node("copy", (value,), {}, graph.type_of(value)))
             value = graph.first_node + len(nodes) - 1
-        outputs.append(value)
-    return replace(graph, nodes=nodes, outputs=outputs)
+        outputs[value] = None
+    return replace(graph, nodes=nodes, outputs=list(outputs))
 
 
 def prune(graph: Graph) -> Graph:

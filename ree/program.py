@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -24,6 +25,18 @@ if TYPE_CHECKING:
     from ree.commit.record import Recording
     from ree.commit.stages import Stages
     from ree.commit.trace import Trace
+
+
+_living: weakref.WeakSet[Program] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    """In a forked child nobody is there to release a lock that was held; a run writes whatever it reads."""
+    for program in list(_living):
+        program._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
 
 
 class Program:
@@ -53,6 +66,7 @@ class Program:
         self._stages: dict[tuple[int, ...], Stages] = {}
         self._plans: OrderedDict[tuple[int, ...], Any] = OrderedDict()
         self._lock = threading.Lock()
+        _living.add(self)
         if not graph.is_dynamic():
             self.plan(()).compile()
 

@@ -61,15 +61,15 @@ def restore(files: Sources, output: Path) -> dict[str, Any] | None:
         length = int.from_bytes(content[:_LENGTH_BYTES], "little")
         entry = json.loads(content[_LENGTH_BYTES : _LENGTH_BYTES + length])
         pieces = [Piece(*piece) for piece in entry["pieces"]]
+        summary: dict[str, Any] = dict(entry["summary"])
         held = memoryview(content)[_LENGTH_BYTES + length :]
         with contextlib.ExitStack() as stack:
             inputs = [stack.enter_context(f.path.open("rb")) for f in files.files]
             with atomic.replacing(output) as file:
                 _assemble(file, pieces, inputs, held)
-                if not files.unchanged():
+                if os.fstat(file.fileno()).st_size != entry["size_bytes"] or not files.unchanged():
                     raise _StaleError
-        summary: dict[str, Any] = entry["summary"]
-    except (OSError, ValueError, TypeError, KeyError, IndexError, _StaleError):
+    except (OSError, ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError, _StaleError):
         return None
     cache.mark_used(path)
     return summary
@@ -84,7 +84,9 @@ def remember(files: Sources, output: Path, summary: dict[str, Any]) -> None:
         pieces, held = _take_apart(output, files)
         if held.size_bytes > PROGRAM_ENTRY_BYTES_MAX:
             return
-        text = json.dumps({"pieces": [_values(p) for p in pieces], "summary": summary}).encode()
+        size_bytes = output.stat().st_size
+        entry = {"pieces": [_values(p) for p in pieces], "summary": summary, "size_bytes": size_bytes}
+        text = json.dumps(entry).encode()
         content = len(text).to_bytes(_LENGTH_BYTES, "little") + text + held.read()
         if not files.have_same_content():
             return  # somebody changed them while they were read
@@ -185,6 +187,8 @@ def _assemble(file: BinaryIO, pieces: Sequence[Piece], inputs: Sequence[BinaryIO
     to = file.fileno()
     place = 0
     for piece in pieces:
+        if piece.file < _HERE or piece.offset < 0 or piece.size_bytes < 0:
+            raise _StaleError
         if piece.file == _HERE:
             _write(to, place, held[piece.offset : piece.offset + piece.size_bytes])
             place += piece.size_bytes

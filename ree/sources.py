@@ -77,7 +77,7 @@ def of(source: str | Path, options: Mapping[str, Any]) -> Sources | None:
     root = Path(source)
     try:
         files = tuple(_files(root))
-        if not files or _reads_more(files):
+        if not files or _reads_more(files) or _has_editable_packages():
             return None
         content = _content(root, files)
         environment = _environment()
@@ -171,6 +171,17 @@ def _packages() -> list[str]:
         if entry.is_dir():
             found.update(name for name in os.listdir(entry) if name.endswith((".dist-info", ".egg-info")))
     return sorted(found)
+
+
+def _has_editable_packages() -> bool:
+    """Whether a package other than ree runs from a checkout, whose code its version does not tell (PEP 610)."""
+    for entry in map(Path, sys.path):
+        for record in entry.glob("*.dist-info/direct_url.json") if entry.is_dir() else ():
+            if record.parent.name.startswith("ree-"):
+                continue  # `_own_code` hashes it
+            if _json(record).get("dir_info", {}).get("editable"):
+                return True
+    return False
 
 
 def _processor() -> list[str]:

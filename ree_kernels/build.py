@@ -50,7 +50,7 @@ def _declarations(header: str) -> str:
     return re.sub(r"^#.*$", "", (SOURCES / f"{header}.h").read_text(), flags=re.M)
 
 
-def _builder(module: str, headers: list[str], sources: list[str], flags: list[str], directory: Path) -> FFI:
+def builder_of(module: str, headers: list[str], sources: list[str], flags: list[str], directory: Path) -> FFI:
     ffi = FFI()
     for header in ["abi", *headers]:
         ffi.cdef(_declarations(header))
@@ -70,8 +70,8 @@ def _builder(module: str, headers: list[str], sources: list[str], flags: list[st
 def builder(module: str, directory: Path) -> FFI:
     """The cffi builder of a module (`runtime` or an instruction set); `directory` is that of the C sources."""
     if module == RUNTIME:
-        return _builder(RUNTIME, ["runtime"], list(RUNTIME_SOURCES), ["-pthread"], directory)
-    return _builder(module, kernel_names(), kernel_names(), ISA_FLAGS[module], directory)
+        return builder_of(RUNTIME, ["runtime"], list(RUNTIME_SOURCES), ["-pthread"], directory)
+    return builder_of(module, kernel_names(), kernel_names(), ISA_FLAGS[module], directory)
 
 
 def build_in_place(module: str) -> Path:

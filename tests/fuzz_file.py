@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import ree
-from ree import dims
+from ree import dims, inspection
 
 INTEGERS = (0, 1, 2, 3, 5, 7, -1, -2, 16, 255, 1 << 31, (1 << 31) - 1, 1 << 40, 1 << 61, 1 << 63, 1 << 70, -(1 << 63))
 ELEMENTS_MAX = 1 << 16  # larger inputs are not worth making
@@ -136,6 +136,7 @@ def attempt(path: Path, rng: random.Random) -> str:
     """Load and run one file; "refused" or "ran". Anything but a `ree.Error` passes through."""
     try:
         program = ree.load(path)
+        _ = program.program_id
         binding = {name: max(low, min(3, high)) for name, (low, high) in program.graph.symbols.items()}
         arrays = []
         for declared in program.graph.inputs:
@@ -144,8 +145,10 @@ def attempt(path: Path, rng: random.Random) -> str:
                 return "refused"
             raw = np.array([rng.randrange(5) for _ in range(int(np.prod(shape)))])
             arrays.append(raw.reshape(shape).astype(declared.type.dtype.numpy))
-        program.run_flat(arrays)
-        _ = program.program_id
+        inspection.describe(program)
+        plain = program.run_flat(arrays)
+        committed, _ = program.run_committed(arrays)
+        assert [a.tobytes() for a in plain] == [a.tobytes() for a in committed]
     except ree.Error:
         return "refused"
     return "ran"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,3 +146,25 @@ def test_memory_of_a_file_is_an_array(program: ree.Program, tmp_path: Path) -> N
     mapped[:] = ONES
     assert np.array_equal(program(mapped), program(ONES))
     assert torch.equal(program(nn.Parameter(torch.ones(4, 3))), program(torch.ones(4, 3)))
+
+
+def test_a_forked_child_does_not_wait_for_its_parents_threads() -> None:
+    """Another thread was running the program, or compiling a kernel, at the moment of the fork."""
+    from ree.element import jit
+
+    program = ree.compile(torch.nn.ReLU(), (torch.ones(3),))
+    with program._lock, jit._lock:
+        child = os.fork()
+        if child == 0:
+            compiled = ree.compile(torch.nn.Tanh(), (torch.ones(5),))
+            good = torch.equal(program(torch.tensor([-1.0, 0.0, 2.0])), torch.tensor([0.0, 0.0, 2.0]))
+            os._exit(0 if good and compiled(torch.zeros(5)).sum() == 0 else 1)
+        for _ in range(600):
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                break
+            time.sleep(0.05)
+        else:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    assert done and os.waitstatus_to_exitcode(status) == 0

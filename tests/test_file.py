@@ -137,3 +137,58 @@ def test_deep_structures_are_refused() -> None:
         deep = {"tuple": [deep]}
     with pytest.raises(ree.FormatError):
         structure.check(deep)
+
+
+def test_an_undeclared_symbol_is_refused(tmp_path: Path) -> None:
+    """In an input's shape, a node's or an attribute, and wherever the file is looked at."""
+    from ree import dims, file
+    from ree.errors import GraphError
+    from ree.graph import Graph, GraphInput, Node, check
+    from ree.types import DType, TensorType
+
+    n, m = dims.symbol("n"), dims.symbol("m")
+    x = GraphInput("x", TensorType((n, 6), DType.F32))
+
+    def graph(*nodes: Node, symbols: tuple[str, ...] = ("n",)) -> Graph:
+        return Graph([x], [], list(nodes), [len(nodes)], dict.fromkeys(symbols, (1, 32)))
+
+    good = Node("neg", (0,), {}, x.type)
+    check(graph(good))
+    for wrong in (
+        graph(good, symbols=()),
+        graph(Node("neg", (0,), {}, TensorType((m, 6), DType.F32))),
+        graph(good, Node("reshape", (1,), {"shape": (m, 6)}, TensorType((n, 6), DType.F32))),
+    ):
+        with pytest.raises(GraphError, match="declare"):
+            check(wrong)
+        file.save(tmp_path / "m.ree", wrong, {"tuple": [{"tuple": ["*"]}, {"dict": []}]}, "*")
+        with pytest.raises(ree.FormatError, match="declare"):
+            ree.load(tmp_path / "m.ree")
+
+
+@pytest.mark.parametrize("outputs", [[0], [1], [3], [2, 2], [4]])
+def test_an_output_that_no_kernel_writes_is_refused(outputs: list[int], tmp_path: Path) -> None:
+    """An input, a constant, a view, a repetition, a convolution: its memory would be given back as it was found."""
+    from ree import file
+    from ree.graph import Constant, Graph, GraphInput, Node
+    from ree.types import DType, TensorType
+
+    image, weights = TensorType((1, 2, 4, 4), DType.F32), TensorType((2, 2, 1, 1), DType.F32)
+    attrs = {"groups": 1, "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
+    nodes = [
+        Node("neg", (0,), {}, image),
+        Node("permute", (2,), {"axes": (0, 1, 3, 2)}, image),
+        Node("conv", (0, 1), attrs, image),
+    ]
+    constant = Constant("w", weights, np.ones((2, 2, 1, 1), np.float32))
+    structure = {"tuple": ["*"] * len(outputs)}
+    inputs = {"tuple": [{"tuple": ["*"]}, {"dict": []}]}
+
+    def saved(outputs: list[int], structure: object) -> Path:
+        graph = Graph([GraphInput("x", image)], [constant], nodes, outputs)
+        file.save(tmp_path / "m.ree", graph, inputs, structure)
+        return tmp_path / "m.ree"
+
+    assert ree.load(saved([2], "*"))(np.ones((1, 2, 4, 4), np.float32)).max() == -1
+    with pytest.raises(ree.FormatError, match="output"):
+        ree.load(saved(outputs, structure))

@@ -56,8 +56,10 @@ def test_binary(function: Callable[..., torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("exponent", [0, 1, 2, 3, -1, -2, 0.5])
-def test_simple_powers_are_torchs(exponent: float) -> None:
+def test_simple_powers_are_exact(exponent: float) -> None:
     expected = (Y**exponent) if exponent != 3 else Y * Y * Y
+    if exponent == 0.5:  # torch's own root is not correctly rounded on every processor
+        expected = Y.double().sqrt().float()
     assert torch.equal(compiled(lambda y: y**exponent, Y), expected)
 
 

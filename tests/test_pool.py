@@ -252,3 +252,18 @@ def test_workers_keep_off_the_callers_cpu() -> None:
         assert worker_cpus() == [allowed] * len(allowed)
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU: nowhere to be confined to")
+def test_workers_follow_the_callers_restrictions() -> None:
+    allowed = os.sched_getaffinity(0)
+    here = min(allowed)
+    cpu.threads(2)
+    try:
+        for mine, workers in (({here}, {here}), (allowed, allowed - {here}), ({here}, {here})):
+            os.sched_setaffinity(0, {here})
+            os.sched_setaffinity(0, mine)
+            run([Trace(100, 3, 1, 1, spin=50)])
+            assert worker_cpus() == [workers]
+    finally:
+        os.sched_setaffinity(0, allowed)

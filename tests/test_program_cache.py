@@ -394,3 +394,60 @@ def test_a_hit_counts_as_use_and_writing_trims(
     edit_config(model)
     kept(model, saved[1], tmp_path)
     assert entry_of(own_cache) != first
+
+
+def _forged(entry: dict[str, Any], how: str) -> None:
+    """Change an entry as somebody might who can write to the cache, and knows its checksum."""
+    pieces = entry["pieces"]
+    if how == "offset beyond everything":
+        pieces[1][1] = 1 << 70
+    elif how == "negative size":
+        pieces[1][2] = -5
+    elif how == "another input":
+        pieces[1][0] = -2
+    elif how == "dropped pieces":
+        del pieces[2:]
+    elif how == "summary":
+        entry["summary"] = [1]
+
+
+@pytest.mark.parametrize(
+    "how", ["offset beyond everything", "negative size", "another input", "dropped pieces", "summary"]
+)
+def test_forged_entries_are_misses_and_write_nothing(how: str, model: Path, tmp_path: Path) -> None:
+    compiled(model, tmp_path / "first.ree")
+    files = sources.of(model, {"seed": 0}) or sources.of(model, {})
+    assert files is not None
+    path = entry_of(cache.directory() / "programs")
+    files = sources.Sources(files.root, files.files, files.content, bytes.fromhex(path.name))
+    content = cache.read(path, program_cache._MAGIC, files.key)
+    assert content is not None
+    length = int.from_bytes(content[:8], "little")
+    entry = json.loads(content[8 : 8 + length])
+    assert program_cache.restore(files, tmp_path / "second.ree") == entry["summary"]
+    _forged(entry, how)
+    text = json.dumps(entry).encode()
+    cache.write(path, program_cache._MAGIC, files.key, len(text).to_bytes(8, "little") + text + content[8 + length :])
+    assert program_cache.restore(files, tmp_path / "third.ree") is None
+    assert not list(tmp_path.glob("*third*"))
+
+
+def test_an_entry_nested_too_deeply_is_a_miss(model: Path, tmp_path: Path) -> None:
+    files = sources.of(model, {})
+    assert files is not None
+    text = b"[" * 100_000
+    path = program_cache._path(files.key)
+    cache.write(path, program_cache._MAGIC, files.key, len(text).to_bytes(8, "little") + text)
+    assert program_cache.restore(files, tmp_path / "out.ree") is None
+
+
+def test_an_editable_package_has_no_version_that_says_its_code(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, editable, has_key in (("other-1.0", True, False), ("other-1.0", False, True), ("ree-9.9", True, True)):
+        place = tmp_path / name / f"{name}{editable}" / f"{name}.dist-info"
+        place.mkdir(parents=True)
+        (place / "direct_url.json").write_text(json.dumps({"url": "file:///x", "dir_info": {"editable": editable}}))
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(str(place.parent))
+            assert (sources.of(model, {}) is not None) == has_key

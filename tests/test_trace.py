@@ -214,3 +214,21 @@ def test_tensor_ids_bind_dtype_shape_and_order() -> None:
     }
     assert len(ids) == 7
     assert tensor.tensor_id(DType.F32, (2, 3), root) == tensor.tensor_id(DType.F32, (2, 3), root, (0, 1))
+
+
+def test_kept_memory_is_reused_only_when_nobody_looks_at_it() -> None:
+    program, inputs = compiled("norm and softmax")
+    _, first = program.run(*inputs, commit=True, keep=True)
+    held = first.tensors[0]
+    before = held.tobytes()
+    other = [x + 1 for x in inputs]
+    _, second = program.run(*other, commit=True, keep=True)
+    address = second.tensors[0].ctypes.data
+    assert held.tobytes() == before and held.ctypes.data != address
+    expected = second.tensors[0].tobytes()
+    del second
+    _, third = program.run(*other, commit=True, keep=True)
+    assert third.tensors[0].ctypes.data == address and third.tensors[0].tobytes() == expected
+    del first
+    program.run(*other, commit=True, keep=True)
+    assert held.tobytes() == before

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Sequence
 from typing import Any
 
-import blake3
 import numpy as np
 
 import ree_kernels.cpu as cpu
+from ree import file
 from ree.commit.stages import Kind, Stages
 from ree.commit.trace import Manifest, tensor_ids
 from ree.errors import LimitError
-from ree.plan.step import Plan
+from ree.plan.plan import Plan
 from ree.types import DType
 from ree_kernels import KernelError
 
@@ -27,27 +26,26 @@ class Recording:
 
     def __init__(self, plan: Plan, stages: Stages, outputs: Sequence[tuple[Any, int]], keep: bool) -> None:
         self.plan, self.stages, self._outputs = plan, stages, outputs
-        self.roots: list[bytes] = [b""] * len(stages)
-        self._arena = _arena(plan.kept_bytes) if keep else None
+        self.roots: list[bytes] = []
+        self._arena = _Arena(plan) if keep else None
 
     def run(self, inputs: Sequence[int]) -> None:
         """Run the plan on inputs at these addresses."""
-        self.plan.run(inputs, [address for _, address in self._outputs], self._observe, self._arena)
-
-    def _observe(self, number: int, address: int) -> None:
-        self.roots[number] = data_root(address, self.stages[number].type.size_bytes())
+        arena = self._arena.memory if self._arena else None
+        self.roots = self.plan.run_committed(inputs, [address for _, address in self._outputs], arena)
 
     def manifest(
         self, program_id: bytes, sizes: tuple[int, ...], inputs: Sequence[np.ndarray], weight_roots: Sequence[bytes]
     ) -> Manifest:
         """What the run's trace binds."""
-        given = [data_root(array.ctypes.data, array.nbytes) for array in inputs]
+        given = [file.digest(array) for array in inputs]
         read = tensor_ids(self.stages, given, Kind.INPUT)
         weights = tensor_ids(self.stages, weight_roots, Kind.CONSTANT)
         return Manifest(program_id, sizes, self.stages, read, weights, tuple(self.roots))
 
     def results(self) -> list[np.ndarray]:
         """The kept results as arrays of their logical shapes (outputs: copies, since they are the caller's)."""
+        assert self._arena is not None
         found = []
         for stage, result in zip(self.stages, self.plan.results, strict=True):
             dtype, shape = stage.type.dtype, [stage.type.extents()[axis] for axis in stage.order]
@@ -55,15 +53,9 @@ class Recording:
                 owner, address = self._outputs[result.slot.buffer.number]
                 array = np.array(array_at(address, dtype, shape, owner))
             else:
-                array = array_at(self.plan.kept_address(self._arena, result), dtype, shape, self._arena)
+                array = array_at(self.plan.kept_address(self._arena.memory, result), dtype, shape, self._arena)
             found.append(array.transpose(np.argsort(stage.order)))
         return found
-
-
-def data_root(address: int, size_bytes: int) -> bytes:
-    """BLAKE3 of memory, on the threads that runs use."""
-    data = memoryview((ctypes.c_char * size_bytes).from_address(address)).cast("B") if size_bytes else b""
-    return blake3.blake3(data, max_threads=cpu.threads()).digest()
 
 
 def array_at(address: int, dtype: DType, shape: Sequence[int], owner: Any) -> np.ndarray:
@@ -82,8 +74,16 @@ class _Memory:
         self.__array_interface__ = {"shape": (size_bytes,), "typestr": "|u1", "data": (address, False), "version": 3}
 
 
-def _arena(size_bytes: int) -> Any:
-    try:
-        return cpu.allocate(max(64, size_bytes))
-    except KernelError:
-        raise LimitError(f"no memory for {size_bytes} bytes of tensors to keep") from None
+class _Arena:
+    """Memory for all results of a run; it goes back to its plan once nothing looks at it any more."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._spare = plan.spare
+        try:
+            self.memory = self._spare.pop() if self._spare else cpu.allocate(max(64, plan.kept_bytes))
+        except KernelError:
+            raise LimitError(f"no memory for {plan.kept_bytes} bytes of tensors to keep") from None
+
+    def __del__(self) -> None:
+        if not self._spare and hasattr(self, "memory"):
+            self._spare.append(self.memory)

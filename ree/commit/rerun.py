@@ -45,15 +45,17 @@ def verify(
     tensors: Sequence[Any],
     salt: bytes | None = None,
     trusted_keys: Collection[PublicKey] | None = None,
+    nonce: bytes | None = None,
 ) -> receipt.Receipt:
     """The receipt, if its signature is good and a run on these inputs gives what it states; else VerificationError.
 
     tensors: the inputs in order; salt: opens the receipt's commitment to the input, which else is checked only
-    through the trace root; trusted_keys: None takes any key, and the caller must look at `signer`.
+    through the trace root; trusted_keys: None takes any key, and the caller must look at `signer`; nonce: the one
+    that the receipt must carry.
     """
     found = receipt.read(envelope, trusted_keys)
     # cheapest first: a receipt of another program needs no run
-    found.claim.expect(program_id=program.program_id)
+    found.claim.expect(program_id=program.program_id, **({} if nonce is None else {"nonce": nonce}))
     _, trace = program.run_committed(tensors)
     manifest = trace.manifest
     if salt is not None:

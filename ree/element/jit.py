@@ -153,6 +153,15 @@ _kernels: dict[bytes, Kernel] = {}
 _lock = threading.Lock()
 
 
+def _renew_lock() -> None:
+    """In a forked child: the thread that held the lock is not there to release it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
 def compile_kernel(program: Program, layout: Layout, isa: str | None = None) -> Kernel:
     """The kernel of a program; see `compile_kernels`."""
     return compile_kernels([(program, layout)], isa)[0]

@@ -12,7 +12,8 @@ from ree.plan.fuse import Fuser, Kernel, merge_axes
 from ree.plan.group import SCHEDULED, has_folds, size_of
 from ree.plan.layout import Layout, contiguous
 from ree.plan.places import Places
-from ree.plan.step import Buffer, Plan, Result, Slot, Step
+from ree.plan.plan import Plan
+from ree.plan.step import Buffer, Result, Slot, Step
 from ree.plan.weights import Weights
 from ree_kernels import KernelError
 

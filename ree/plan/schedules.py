@@ -14,6 +14,7 @@ import numpy as np
 
 import ree_kernels.cpu as cpu
 from ree.ops.attention import weights_program
+from ree.plan.args import Args
 from ree.plan.fuse import Kernel
 from ree.plan.layout import Layout, contiguous, view
 from ree.plan.step import Buffer, Slot, Step
@@ -33,50 +34,6 @@ def space_of(shape: Sequence[int], kind: str) -> tuple[int, int]:
     """Rows and columns of a schedule's output: columns are the last axis, or channels of a convolution."""
     columns = (shape[1] if kind == "conv" else shape[-1]) if shape else 1
     return math.prod(shape) // max(1, columns), columns
-
-
-class Args:
-    """A C argument struct under construction, with the addresses of its pointer fields."""
-
-    def __init__(self, type: str) -> None:
-        self.type = type
-        self.ffi = cpu.kernels().ffi
-        self.struct = self.ffi.new(f"{type} *")
-        self.pointers: list[tuple[int, Slot]] = []
-
-    @property
-    def address(self) -> int:
-        return int(self.ffi.cast("uintptr_t", self.struct))
-
-    def field(self, name: str) -> int:
-        return self.address + int(self.ffi.offsetof(self.type, name))
-
-    def set(self, **values: int | Sequence[int]) -> None:
-        for name, value in values.items():
-            if isinstance(value, int):
-                setattr(self.struct, name, value)
-            else:
-                field = getattr(self.struct, name)
-                for position, item in enumerate(value):
-                    field[position] = item
-
-    def point(self, **slots: Slot) -> None:
-        for name, slot in slots.items():
-            self.pointers.append((self.field(name), slot))
-
-    def step(
-        self, name: str, kernel: str, shape: tuple[int, int], grain: tuple[int, int], scratch_bytes: int = 0
-    ) -> Step:
-        step = Step(name, self.address, shape, grain, self.pointers, address=cpu.address(kernel))
-        step.scratch_bytes = scratch_bytes
-        step.keep = (self.struct,)
-        return step
-
-    def host(self, step: Step, epilogue: Step | None) -> Step:
-        if epilogue is not None:
-            step.epilogue = epilogue
-            step.epilogue_fields = (self.field("epilogue"), self.field("epilogue_args"))
-        return step
 
 
 def strided(data: np.ndarray, layout: Layout) -> np.ndarray:

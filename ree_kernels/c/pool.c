@@ -29,6 +29,11 @@ enum { MAX_THREADS = 1024, SPIN_NS = 1000000, SPINS_PER_LOOK = 32 };
 #define HUGE_PAGE (2 << 20)
 #define LINE 64
 
+/* Where the threads' order matters; a test builds the pool with pauses there (tests/test_pool_order.py). */
+#if !defined(REE_POOL_PAUSE)
+#define REE_POOL_PAUSE ((void)0)
+#endif
+
 static struct {
     /* one run at a time */
     pthread_mutex_t run_lock;
@@ -37,8 +42,11 @@ static struct {
     int64_t n_threads; /* wanted, the caller's included */
     int64_t n_workers; /* started */
     pthread_t workers[MAX_THREADS];
-    int64_t n_placed; /* workers that were kept off caller_cpu */
+#if defined(__linux__)
+    int64_t n_placed; /* workers that were kept off caller_cpu, of the caller's caller_cpus */
     int caller_cpu;
+    cpu_set_t caller_cpus;
+#endif
     /* sleeping */
     pthread_mutex_t sleep_lock;
     pthread_cond_t wake;
@@ -182,14 +190,16 @@ static void run_box(const ree_step *step, int64_t box)
         atomic_store(&pool.error, ENOMEM);
 }
 
-/* Open the first step from `step` on that has a box (or the end of the run). */
+/* Open the first step from `step` on that has a box (or the end of the run). Nobody holds a box now, and until
+ * `progress` names the new step nobody can claim one. */
 static void open_step(int64_t step)
 {
     while (step < pool.n_steps && count_boxes(&pool.steps[step]) == 0)
         step++;
     atomic_store(&pool.done, 0);
+    REE_POOL_PAUSE;
     atomic_store(&pool.progress, (unsigned long long)step << 32);
-    notify();
+    REE_POOL_PAUSE;
 }
 
 /* Take part in the run until all steps are complete. */
@@ -205,12 +215,16 @@ static void work(void)
         const ree_step *step = &pool.steps[number];
         const int64_t boxes = count_boxes(step);
         const int64_t box = (int64_t)(now & 0xffffffffu);
+        REE_POOL_PAUSE;
         if (box >= boxes) {
             wait_epoch(seen);
         } else if (atomic_compare_exchange_strong(&pool.progress, &now, now + 1)) {
             run_box(step, box);
-            if (atomic_fetch_add(&pool.done, 1) + 1 == boxes)
+            REE_POOL_PAUSE;
+            if (atomic_fetch_add(&pool.done, 1) + 1 == boxes) {
                 open_step(number + 1);
+                notify();
+            }
         }
     }
     fp_set(saved);
@@ -222,8 +236,10 @@ static void *worker(void *unused)
     while (!atomic_load(&pool.stop)) {
         const unsigned seen = atomic_load(&pool.epoch);
         atomic_fetch_add(&pool.inside, 1);
+        REE_POOL_PAUSE;
         if (atomic_load(&pool.open))
             work();
+        REE_POOL_PAUSE;
         atomic_fetch_sub(&pool.inside, 1);
         if (!atomic_load(&pool.stop))
             wait_epoch(seen);
@@ -245,6 +261,13 @@ static void unlock_all(void)
     pthread_mutex_unlock(&pool.run_lock);
 }
 
+static void forget_places(void)
+{
+#if defined(__linux__)
+    pool.n_placed = 0;
+#endif
+}
+
 /* A forked child has none of its parent's threads: it starts its own when it first needs them. */
 static void start_afresh(void)
 {
@@ -252,7 +275,8 @@ static void start_afresh(void)
     atomic_store(&pool.sleepers, 0);
     atomic_store(&pool.inside, 0);
     atomic_store(&pool.open, 0);
-    pool.n_workers = pool.n_placed = 0;
+    pool.n_workers = 0;
+    forget_places();
     unlock_all();
 }
 
@@ -268,7 +292,8 @@ static void stop_workers(void)
     notify();
     for (int64_t i = 0; i < pool.n_workers; i++)
         pthread_join(pool.workers[i], NULL);
-    pool.n_workers = pool.n_placed = 0;
+    pool.n_workers = 0;
+    forget_places();
     atomic_store(&pool.stop, 0);
 }
 
@@ -294,11 +319,13 @@ static void place_workers(void)
 {
 #if defined(__linux__)
     const int here = sched_getcpu();
-    if (pool.n_workers == 0 || (here == pool.caller_cpu && pool.n_placed == pool.n_workers))
-        return;
     cpu_set_t cpus;
-    if (here < 0 || here >= CPU_SETSIZE || pthread_getaffinity_np(pthread_self(), sizeof cpus, &cpus))
+    if (pool.n_workers == 0 || here < 0 || here >= CPU_SETSIZE ||
+        pthread_getaffinity_np(pthread_self(), sizeof cpus, &cpus))
         return;
+    if (here == pool.caller_cpu && pool.n_placed == pool.n_workers && CPU_EQUAL(&cpus, &pool.caller_cpus))
+        return;
+    pool.caller_cpus = cpus;
     if (CPU_COUNT(&cpus) > pool.n_workers)
         CPU_CLR(here, &cpus);
     for (int64_t i = 0; i < pool.n_workers; i++)
@@ -332,9 +359,11 @@ int ree_run(const ree_step *steps, int64_t n_steps)
         pool.steps = steps;
         pool.n_steps = n_steps;
         atomic_store(&pool.error, 0);
-        atomic_store(&pool.progress, 0);
-        atomic_store(&pool.open, 1);
+        /* The first step is there before the door opens: a worker that is already awake may enter at once. */
         open_step(0);
+        atomic_store(&pool.open, 1);
+        REE_POOL_PAUSE;
+        notify();
         work();
         /* A worker enters only while `open`: once none is inside, nobody reads steps. */
         atomic_store(&pool.open, 0);

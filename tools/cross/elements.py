@@ -11,10 +11,11 @@ import ree_kernels.cpu as cpu
 from ree.element import functions
 from ree.element.program import INSTRUCTIONS, Builder, Port, Program, Value
 from ree.graph import Graph
+from ree.plan.args import Args
 from ree.plan.fuse import Kernel
 from ree.plan.layout import contiguous
-from ree.plan.schedules import Args
-from ree.plan.step import Buffer, Plan, Slot, Step
+from ree.plan.plan import Plan
+from ree.plan.step import Buffer, Slot, Step
 from ree.plan.weights import Weights
 from ree.types import DType, TensorType, Type
 from tools.cross.job import Case

@@ -20,8 +20,9 @@ import ree_kernels.cpu as cpu
 from ree.element.encode import digest
 from ree.errors import RunError
 from ree.plan.fuse import Kernel
+from ree.plan.plan import Plan
 from ree.plan.schedules import strided
-from ree.plan.step import Buffer, Plan, Slot, Step
+from ree.plan.step import Buffer, Slot, Step
 from ree.types import TensorType
 from tools.cross.targets import CrossError
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ree
-from ree.plan.step import Plan
+from ree.plan.plan import Plan
 from ree.types import TensorType
 from tools.cross.job import Case
 

@@ -1,0 +1,187 @@
+"""The plan: steps over placed buffers, ready to run."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+import ree_kernels.cpu as cpu
+from ree.element import jit
+from ree.errors import DeviceError, LimitError, RunError
+from ree.graph import Graph
+from ree.plan.hashing import DIGEST_BYTES, hash_steps
+from ree.plan.memory import Interval, place
+from ree.plan.step import Buffer, Result, Step
+from ree.plan.weights import Weights
+from ree_kernels import KernelError
+
+
+def _store(address: int, value: int) -> None:
+    ctypes.c_uint64.from_address(address).value = value
+
+
+def _address(memory: Any) -> int:
+    return int(cpu.runtime().ffi.cast("uintptr_t", memory))
+
+
+class Plan:
+    """Steps over placed buffers; one run at a time (the caller holds a lock).
+
+    The arena belongs to the plan, unless a run is given one that keeps the results of all groups; inputs and
+    outputs are the caller's at each run. results: one for each group, in order.
+    """
+
+    def __init__(self, graph: Graph, steps: list[Step], results: list[Result], weights: Weights) -> None:
+        self.graph, self.steps, self.results, self.weights = graph, steps, results, weights
+        self._status = np.zeros(1, np.int64)
+        self._offsets, self.arena_bytes = self._place(frozenset())
+        self._arena: Any = None
+        self._linked = (0, False)  # address of the arena that the steps' pointers lead into; whether it keeps results
+        self._hashing: list[Step] = []
+        self.spare: list[Any] = []  # an arena of `kept_bytes` that is free: fresh memory costs more than hashing it
+        self._table: Any = None
+        self._patches: dict[tuple[str, int], list[tuple[int, int]]] = {}
+
+    # -- memory -----------------------------------------------------------------------
+    def _place(self, kept: frozenset[Buffer]) -> tuple[dict[Buffer, int], int]:
+        first: dict[Buffer, int] = {}
+        last: dict[Buffer, int] = {}
+        for number, step in enumerate(self.steps):
+            for _, slot in step.all_pointers():
+                if slot.buffer.kind == "arena":
+                    first.setdefault(slot.buffer, number)
+                    last[slot.buffer] = len(self.steps) if slot.buffer in kept else number
+        items = list(first)
+        offsets, total = place([Interval(b.size_bytes, first[b], last[b]) for b in items])
+        return dict(zip(items, offsets, strict=True)), total
+
+    @cached_property
+    def _kept(self) -> tuple[dict[Buffer, int], int]:
+        """Offsets and size of an arena in which no result makes way for another."""
+        return self._place(frozenset(result.slot.buffer for result in self.results))
+
+    @property
+    def kept_bytes(self) -> int:
+        return self._kept[1]
+
+    def kept_address(self, arena: Any, result: Result) -> int:
+        """Where a result that is no output lies after a run in this arena."""
+        return _address(arena) + self._kept[0].get(result.slot.buffer, 0) + result.slot.offset_bytes
+
+    def _own_arena(self) -> Any:
+        if self._arena is None:
+            try:
+                self._arena = cpu.allocate(max(64, self.arena_bytes))
+            except KernelError:
+                raise LimitError(f"no memory for {self.arena_bytes} bytes of intermediate tensors") from None
+        return self._arena
+
+    # -- preparation --------------------------------------------------------------------
+    def compile(self) -> None:
+        """Compile all JIT kernels, and write every pointer that never changes."""
+        if self._table is not None:
+            return
+        every = [s for step in self.steps for s in (step, *step.nested())]
+        jitted = [(s, s.kernel) for s in every if s.kernel is not None]
+        kernels = jit.compile_kernels([(k.program, k.structure()) for _, k in jitted], cpu.kernels().isa)
+        for (step, _), kernel in zip(jitted, kernels, strict=True):
+            step.address = kernel.address
+            step.keep = (*step.keep, kernel)
+        for step in self.steps:
+            self._link(step)
+        self._table = _table(self.steps)
+
+    @cached_property
+    def _committed(self) -> tuple[Any, int, np.ndarray]:
+        """The table of all steps, each result's followed by those that hash it; its length; where the hashes go."""
+        digests = np.zeros((len(self.results), DIGEST_BYTES), np.uint8)
+        rows: list[Step] = []
+        done = 0
+        for result, digest in zip(self.results, digests, strict=True):
+            hashing = hash_steps(result.slot, self.graph.type_of(result.value).size_bytes(), digest)
+            rows += [*self.steps[done : result.after], *hashing]
+            done = result.after
+            self._hashing += hashing
+        rows += self.steps[done:]
+        for step in self._hashing:
+            self._link(step)
+        self._linked = (0, False)
+        return _table(rows), len(rows), digests
+
+    def _link(self, step: Step) -> None:
+        for hook, function, args in self._hooks(step):
+            _store(function, hook.address)
+            _store(args, hook.args)
+        for part in (step, *step.nested()):
+            if part.status:
+                _store(part.status, self._status.ctypes.data)
+        for address, slot in step.all_pointers():
+            buffer = slot.buffer
+            if buffer.kind in ("constant", "packed"):
+                _store(address, self.weights.address(buffer.kind, buffer.number) + slot.offset_bytes)
+            elif buffer.kind != "arena":
+                self._patches.setdefault((buffer.kind, buffer.number), []).append((address, slot.offset_bytes))
+
+    def _hooks(self, step: Step) -> list[tuple[Step, int, int]]:
+        own = [(step.epilogue, *step.epilogue_fields)] if step.epilogue else []
+        return [*own, *step.hooks]
+
+    def _link_arena(self, base: int, keeps: bool) -> None:
+        """Let the steps' pointers lead into the arena at this address."""
+        if self._linked != (base, keeps):
+            offsets = self._kept[0] if keeps else self._offsets
+            for step in (*self.steps, *self._hashing):
+                for address, slot in step.all_pointers():
+                    if slot.buffer.kind == "arena":
+                        _store(address, base + offsets[slot.buffer] + slot.offset_bytes)
+            self._linked = (base, keeps)
+
+    # -- running ----------------------------------------------------------------------------
+    def run(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        """Run all steps; inputs and outputs are addresses of C-contiguous memory.
+
+        RunError: an operator met a value that it refuses (an index out of range).
+        """
+        self.compile()
+        self._run(self._table, len(self.steps), inputs, outputs, None)
+
+    def run_committed(self, inputs: Sequence[int], outputs: Sequence[int], arena: Any = None) -> list[bytes]:
+        """Run all steps; the BLAKE3 hash of each result's memory, made as soon as it is there.
+
+        arena: `kept_bytes` of memory (a cffi pointer) in which all results stay; else as `run`.
+        """
+        self.compile()
+        table, length, digests = self._committed
+        self._run(table, length, inputs, outputs, arena)
+        return [digest.tobytes() for digest in digests]
+
+    def _run(self, table: Any, length: int, inputs: Sequence[int], outputs: Sequence[int], arena: Any) -> None:
+        self._link_arena(_address(self._own_arena() if arena is None else arena), arena is not None)
+        for kind, addresses in (("input", inputs), ("output", outputs)):
+            for number, address in enumerate(addresses):
+                for pointer, offset in self._patches.get((kind, number), ()):
+                    _store(pointer, address + offset)
+        self._status[0] = 0
+        try:
+            cpu.run(table, length)
+        except KernelError as error:
+            raise DeviceError(str(error)) from None
+        if self._status[0]:
+            raise RunError("an index is out of range")
+
+
+def _table(steps: Iterable[Step]) -> Any:
+    """The steps as the executor reads them (ree_step[])."""
+    rows = list(steps)
+    table = cpu.runtime().ffi.new("ree_step[]", max(1, len(rows)))
+    for row, step in zip(table, rows, strict=False):
+        row.kernel = cpu.runtime().ffi.cast("ree_kernel", step.address)
+        row.args = cpu.runtime().ffi.cast("void *", step.args)
+        row.rows, row.cols = step.shape
+        row.row_grain, row.col_grain = step.grain
+        row.scratch_bytes = step.scratch_bytes
+    return table
