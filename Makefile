@@ -77,6 +77,7 @@ bench: $(STAMPS)/dev
 	$(PY) benchmarks/matmul.py
 	$(PY) benchmarks/conv.py
 	$(PY) benchmarks/pointwise.py
+	$(PY) benchmarks/hashing.py
 	$(PY) benchmarks/models.py
 	$(PY) benchmarks/reproducibility.py
 	$(PY) benchmarks/memory.py
@@ -87,6 +88,7 @@ bench-quick: $(STAMPS)/dev
 	$(PY) benchmarks/matmul.py --quick
 	$(PY) benchmarks/conv.py --quick
 	$(PY) benchmarks/pointwise.py --quick
+	$(PY) benchmarks/hashing.py --quick
 	$(PY) benchmarks/models.py --quick
 	$(PY) benchmarks/reproducibility.py --quick
 	$(PY) benchmarks/memory.py --quick

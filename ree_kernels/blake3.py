@@ -42,7 +42,7 @@ def hash(
     held = k.ffi.from_buffer("uint8_t[]", data)
     out = k.ffi.new("uint8_t[]", length)
     mode = _mode(k, key, context)
-    if len(held) <= _ALONE_BYTES_MAX:
+    if len(held) <= _ALONE_BYTES_MAX or cpu.threads() == 1:
         k.lib.ree_blake3_hash(mode, held, len(held), out, length)
     else:
         args, _cvs = _arguments(k, mode, held, _GROUP_CHUNKS, 0)
