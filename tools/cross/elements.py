@@ -65,6 +65,22 @@ class Sheet:
         self.steps.append(args.step(self.name, "ree_reduce_columns", (rows, cols), (2, cols), scratch_bytes))
         self.outputs.append(TensorType((rows, cols), DType.F32))
 
+    def add_hash(self, data: np.ndarray, group_chunks: int) -> None:
+        """The chaining values of the groups of some bytes, in boxes of three, and their BLAKE3 hash."""
+        kernels = cpu.kernels()
+        groups = int(kernels.lib.ree_blake3_group_count(data.size, group_chunks))
+        args = Args("ree_blake3_args")
+        args.point(data=self._input(data), cvs=self._output(32 * groups), out=self._output(32))
+        args.set(n_bytes=data.size, group_chunks=group_chunks, out_bytes=32)
+        kernels.lib.ree_blake3_set_mode(kernels.ffi.addressof(args.struct, "mode"), kernels.ffi.NULL, 0)
+        scratch_bytes = int(kernels.lib.ree_blake3_root_scratch_bytes(groups))
+        self.steps.append(args.step(self.name, "ree_blake3_groups", (1, groups), (1, 3)))
+        self.steps.append(args.step(self.name, "ree_blake3_root", (1, 1), (1, 1), scratch_bytes))
+
+    def _output(self, n_bytes: int) -> Slot:
+        self.outputs.append(TensorType((n_bytes,), DType.U8))
+        return Slot(Buffer("output", len(self.outputs) - 1, n_bytes))
+
     def _input(self, array: np.ndarray) -> Slot:
         if id(array) not in self._slots:
             self._slots[id(array)] = Slot(Buffer("input", len(self.inputs), array.nbytes))
@@ -268,6 +284,14 @@ def columns() -> Case:
     return sheet.case()
 
 
+def hashes() -> Case:
+    """BLAKE3 of lengths around blocks, chunks, vectors of chunks and groups."""
+    sheet = Sheet("hashes")
+    for n, group_chunks in ((1, 1), (64, 1), (1025, 1), (3073, 2), (16384, 4), (31745, 16), (102400, 16), (300001, 16)):
+        sheet.add_hash(np.resize(np.arange(251, dtype=np.uint8), n), group_chunks)
+    return sheet.case()
+
+
 def quick() -> list[Case]:
     """A part that LLVM compiles in seconds."""
     return [
@@ -277,9 +301,11 @@ def quick() -> list[Case]:
         folds((0, 1, 17, 257), some=True),
         memory(),
         columns(),
+        hashes(),
     ]
 
 
 def full() -> list[Case]:
     """All functions, instructions, conversions and folds."""
-    return [elementary(6000), instructions(3000), conversions(3000), folds(FOLD_LENGTHS), memory(), columns()]
+    cases = [elementary(6000), instructions(3000), conversions(3000), folds(FOLD_LENGTHS)]
+    return [*cases, memory(), columns(), hashes()]

@@ -41,6 +41,8 @@ C_KERNELS = {
     "ree_scan": 0,
     "ree_scatter_axis": 0,
     "ree_scatter_rows": 0,
+    "ree_blake3_groups": 0,
+    "ree_blake3_root": 0,
 }
 PANELLED = ("ree_matmul", "ree_conv")
 TO_MEMORY, TO_PACK, TO_KERNEL = range(3)
