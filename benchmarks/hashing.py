@@ -36,7 +36,7 @@ def measure(isa: str, size: str, threads: int, rounds: int) -> dict[str, object]
     speed = {name: data.nbytes / statistics.median(times) / 1e9 for name, times in taken.items()}
     row: dict[str, object] = {"isa": isa, "size": size, "threads": threads}
     row |= {f"{name}_gb_s": round(value, 2) for name, value in speed.items()}
-    best = data.nbytes / min(taken["package"]) / 1e9  # its threads wake on the caller's core in some runs
+    best = data.nbytes / min(taken["package"]) / 1e9  # its threads do not spread in every run
     row |= {"package_best_gb_s": round(best, 2)}
     return row | {"ratio": round(speed["ree"] / speed["package"], 2)}
 
