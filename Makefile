@@ -78,6 +78,7 @@ bench: $(STAMPS)/dev
 	$(PY) benchmarks/conv.py
 	$(PY) benchmarks/pointwise.py
 	$(PY) benchmarks/hashing.py
+	$(PY) benchmarks/commit.py
 	$(PY) benchmarks/models.py
 	$(PY) benchmarks/reproducibility.py
 	$(PY) benchmarks/memory.py
@@ -89,6 +90,7 @@ bench-quick: $(STAMPS)/dev
 	$(PY) benchmarks/conv.py --quick
 	$(PY) benchmarks/pointwise.py --quick
 	$(PY) benchmarks/hashing.py --quick
+	$(PY) benchmarks/commit.py --quick
 	$(PY) benchmarks/models.py --quick
 	$(PY) benchmarks/reproducibility.py --quick
 	$(PY) benchmarks/memory.py --quick

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 import ree_kernels.cpu as cpu
@@ -11,24 +13,51 @@ from ree_kernels.blake3 import hash as blake3
 
 DIGEST_BYTES = 32
 _GROUP_CHUNKS = 16  # of 1024 bytes; a group fills a vector of the widest kernels
-_BOX_GROUPS = 16
+_BOX_GROUPS = 4  # small enough for the threads to end together on a tensor of some hundred kilobytes
 
 
-def hash_steps(slot: Slot, size_bytes: int, digest: np.ndarray) -> list[Step]:
-    """The steps that write the BLAKE3 hash of memory into `digest` (32 bytes), which they do not own."""
-    if size_bytes == 0:
-        digest[:] = np.frombuffer(blake3(b""), np.uint8)
-        return []
-    lib, ffi = cpu.kernels().lib, cpu.kernels().ffi
-    groups = int(lib.ree_blake3_group_count(size_bytes, _GROUP_CHUNKS))
-    values = np.zeros(groups * DIGEST_BYTES, np.uint8)
-    args = Args("ree_blake3_args")
-    args.point(data=slot)
-    args.set(n_bytes=size_bytes, first_chunk=0, group_chunks=_GROUP_CHUNKS, out_bytes=DIGEST_BYTES)
-    args.struct.cvs = ffi.cast("uint8_t *", values.ctypes.data)
-    args.struct.out = ffi.cast("uint8_t *", digest.ctypes.data)
-    lib.ree_blake3_set_mode(ffi.addressof(args.struct, "mode"), ffi.NULL, 0)
-    many = args.step("hash", "ree_blake3_groups", (1, groups), (1, _BOX_GROUPS))
-    one = args.step("hash root", "ree_blake3_root", (1, 1), (1, 1), int(lib.ree_blake3_root_scratch_bytes(groups)))
-    many.keep = (*many.keep, values)
-    return [many, one]
+class Hashing:
+    """The BLAKE3 hashes of several places in memory.
+
+    `step` gives the step that must run while a place holds what is to be hashed; the steps of `finish` may come
+    once at the end, when the memory has long been used again. digests: uint8 [places, 32], written by them.
+    """
+
+    def __init__(self, places: int) -> None:
+        self.digests = np.zeros((places, DIGEST_BYTES), np.uint8)
+        self._open: list[Args] = []
+        self._scratch_bytes = 0
+
+    def step(self, number: int, slot: Slot, size_bytes: int) -> list[Step]:
+        """The step that hashes place `number`; none if it is empty."""
+        lib, ffi = cpu.kernels().lib, cpu.kernels().ffi
+        digest = self.digests[number]
+        if size_bytes == 0:
+            digest[:] = np.frombuffer(blake3(b""), np.uint8)
+            return []
+        groups = int(lib.ree_blake3_group_count(size_bytes, _GROUP_CHUNKS))
+        values = np.zeros(groups * DIGEST_BYTES, np.uint8)
+        args = Args("ree_blake3_args")
+        args.point(data=slot)
+        args.set(n_bytes=size_bytes, first_chunk=0, group_chunks=_GROUP_CHUNKS, out_bytes=DIGEST_BYTES)
+        args.struct.cvs = ffi.cast("uint8_t *", values.ctypes.data)
+        args.struct.out = ffi.cast("uint8_t *", digest.ctypes.data)
+        lib.ree_blake3_set_mode(ffi.addressof(args.struct, "mode"), ffi.NULL, 0)
+        if groups == 1:
+            return [args.step("hash", "ree_blake3_root", (1, 1), (1, 1))]
+        self._open.append(args)
+        self._scratch_bytes = max(self._scratch_bytes, int(lib.ree_blake3_root_scratch_bytes(groups)))
+        step = args.step("hash", "ree_blake3_groups", (1, groups), (1, _BOX_GROUPS))
+        step.keep = (*step.keep, values)
+        return [step]
+
+    def finish(self) -> Sequence[Step]:
+        """The step that joins the parts of every place that has several."""
+        if not self._open:
+            return []
+        table = np.array([args.address for args in self._open], np.uint64)
+        count = len(self._open)
+        step = Step("hash", table.ctypes.data, (count, 1), (1, 1), [], address=cpu.address("ree_blake3_roots"))
+        step.scratch_bytes = self._scratch_bytes
+        step.keep = (table, *self._open)
+        return [step]

@@ -13,7 +13,7 @@ import ree_kernels.cpu as cpu
 from ree.element import jit
 from ree.errors import DeviceError, LimitError, RunError
 from ree.graph import Graph
-from ree.plan.hashing import DIGEST_BYTES, hash_steps
+from ree.plan.hashing import Hashing
 from ree.plan.memory import Interval, place
 from ree.plan.step import Buffer, Result, Step
 from ree.plan.weights import Weights
@@ -96,21 +96,21 @@ class Plan:
         self._table = _table(self.steps)
 
     @cached_property
-    def _committed(self) -> tuple[Any, int, np.ndarray]:
-        """The table of all steps, each result's followed by those that hash it; its length; where the hashes go."""
-        digests = np.zeros((len(self.results), DIGEST_BYTES), np.uint8)
+    def _committed(self) -> tuple[Any, int, Hashing]:
+        """The table of all steps, each result's followed by the one that hashes it; its length; the hashes."""
+        hashing = Hashing(len(self.results))
         rows: list[Step] = []
         done = 0
-        for result, digest in zip(self.results, digests, strict=True):
-            hashing = hash_steps(result.slot, self.graph.type_of(result.value).size_bytes(), digest)
-            rows += [*self.steps[done : result.after], *hashing]
+        for number, result in enumerate(self.results):
+            own = hashing.step(number, result.slot, self.graph.type_of(result.value).size_bytes())
+            rows += [*self.steps[done : result.after], *own]
             done = result.after
-            self._hashing += hashing
-        rows += self.steps[done:]
+            self._hashing += own
+        rows += [*self.steps[done:], *hashing.finish()]
         for step in self._hashing:
             self._link(step)
         self._linked = (0, False)
-        return _table(rows), len(rows), digests
+        return _table(rows), len(rows), hashing
 
     def _link(self, step: Step) -> None:
         for hook, function, args in self._hooks(step):
@@ -155,9 +155,9 @@ class Plan:
         arena: `kept_bytes` of memory (a cffi pointer) in which all results stay; else as `run`.
         """
         self.compile()
-        table, length, digests = self._committed
+        table, length, hashing = self._committed
         self._run(table, length, inputs, outputs, arena)
-        return [digest.tobytes() for digest in digests]
+        return [digest.tobytes() for digest in hashing.digests]
 
     def _run(self, table: Any, length: int, inputs: Sequence[int], outputs: Sequence[int], arena: Any) -> None:
         self._link_arena(_address(self._own_arena() if arena is None else arena), arena is not None)

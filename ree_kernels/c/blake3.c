@@ -187,6 +187,13 @@ void ree_blake3_root(const void *args, int64_t r0, int64_t r1, int64_t c0, int64
     root_output(&root, 0, a->out, a->out_bytes);
 }
 
+void ree_blake3_roots(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch)
+{
+    const ree_blake3_args *const *inputs = args;
+    for (int64_t r = r0; r < r1; r++)
+        ree_blake3_root(inputs[r], 0, 1, c0, c1, scratch);
+}
+
 /* -- for callers in Python ---------------------------------------------------------------- */
 
 void ree_blake3_set_mode(ree_blake3_mode *mode, const uint8_t *key, uint32_t flags)

@@ -40,6 +40,10 @@ void ree_blake3_groups(const void *args, int64_t r0, int64_t r1, int64_t c0, int
 void ree_blake3_root(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch);
 int64_t ree_blake3_root_scratch_bytes(int64_t n_groups);
 
+/* The same for many inputs: args is an array of pointers to ree_blake3_args, one for each row; the scratch is that of
+ * the one with the most groups. */
+void ree_blake3_roots(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch);
+
 /* A whole input on this thread. */
 void ree_blake3_hash(const ree_blake3_mode *mode, const uint8_t *data, int64_t n_bytes, uint8_t *out,
                      int64_t out_bytes);
