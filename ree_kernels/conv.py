@@ -11,8 +11,8 @@ import numpy as np
 
 from ree_kernels import KernelError
 from ree_kernels.cpu import Kernels
+from ree_kernels.pack import uninitialised
 
-_ALIGNMENT_BYTES = 64
 _BOXES_MIN = 8  # enough boxes for several threads to end together
 _COLS_MIN = 128  # fewer columns would not pay for gathering the operands again
 
@@ -82,17 +82,11 @@ def pack_weights(kernels: Kernels, conv: Conv, weights: np.ndarray) -> np.ndarra
         raise KernelError(f"convolution weights are {weights.shape}, not {expected}")
     plain = np.ascontiguousarray(weights, np.float32)
     sizes = (conv.channels, conv.outputs, conv.groups, conv.taps)
-    packed = _aligned(int(kernels.lib.ree_pack_conv_floats(*sizes)))
+    packed = uninitialised(int(kernels.lib.ree_pack_conv_floats(*sizes)))
     pointers = [kernels.ffi.cast("float *", a.ctypes.data) for a in (packed, plain)]
     if kernels.lib.ree_pack_conv(pointers[0], *sizes, pointers[1], conv.transposed):
         raise KernelError(f"{conv.groups} groups do not divide {conv.channels} channels and {conv.outputs} outputs")
     return packed
-
-
-def _aligned(floats: int) -> np.ndarray:
-    raw = np.empty(floats * 4 + _ALIGNMENT_BYTES, np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT_BYTES
-    return raw[start : start + floats * 4].view(np.float32)
 
 
 def fill(args: Any, conv: Conv, x_strides: Sequence[int], out_row: int) -> None:

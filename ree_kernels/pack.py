@@ -13,7 +13,7 @@ _BOX_BYTES = 1 << 21  # of packed panels: threads end together, and few huge pag
 def pack_matrix(kernels: Kernels, source: np.ndarray) -> np.ndarray:
     """The float32 matrix [k, n], with any strides, in the layout of ree_matmul's packed B (64-byte aligned)."""
     k, n = source.shape
-    packed = _uninitialised(int(kernels.lib.ree_pack_b_floats(n, k)))
+    packed = uninitialised(int(kernels.lib.ree_pack_b_floats(n, k)))
     args = kernels.ffi.new("ree_pack_b_args *")
     args.packed = kernels.ffi.cast("float *", packed.ctypes.data)
     args.source = kernels.ffi.cast("const float *", source.ctypes.data)
@@ -24,7 +24,7 @@ def pack_matrix(kernels: Kernels, source: np.ndarray) -> np.ndarray:
     return packed
 
 
-def _uninitialised(floats: int) -> np.ndarray:
+def uninitialised(floats: int) -> np.ndarray:
     """Memory aligned to 64 bytes, in huge pages where it is large."""
     memory = cpu.allocate(max(64, floats * 4))
     return np.frombuffer(cpu.runtime().ffi.buffer(memory, floats * 4), np.float32)
