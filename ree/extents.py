@@ -5,7 +5,6 @@ Only headers are read. What is found is a guess until its bytes have been compar
 
 from __future__ import annotations
 
-import json
 import struct
 import zipfile
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ree import nesting
 from ree.limits import HEADER_BYTES_MAX
 
 _ZIP_HEADER_BYTES = 30  # of a member, before its name and extra field, whose lengths end it
@@ -43,7 +43,7 @@ def tensors(path: Path) -> tuple[dict[str, str], dict[str, Extent]]:
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 2 <= length <= min(HEADER_BYTES_MAX, size_bytes - 8):
             raise ValueError(f"{path} is no safetensors file")
-        header: Any = json.loads(file.read(length))
+        header: Any = nesting.loads(file.read(length))
     found = {}
     try:
         metadata = header.pop("__metadata__", {})

@@ -19,7 +19,7 @@ from typing import Any
 import blake3
 import numpy as np
 
-from ree import atomic, dims, structure
+from ree import atomic, dims, nesting, structure
 from ree.dims import Dim
 from ree.errors import Error, FormatError, InputError, LimitError
 from ree.graph import Constant, Graph, GraphInput, Node, check
@@ -177,14 +177,14 @@ def load(path: str | os.PathLike[str]) -> tuple[Graph, Any, Any]:
 
 
 def _parse(path: Path, text: bytes, data_start: int, size_bytes: int) -> tuple[Graph, Any, Any]:
-    header = json.loads(text)
+    header = nesting.loads(text)
     metadata = header.get("__metadata__", {})
     if "ree" not in metadata:
         raise FormatError("not a .ree file: it holds no program")
     program_text = metadata["ree"].encode("ascii")
     if blake3.blake3(program_text).hexdigest() != metadata["ree.digest"]:
         raise FormatError("the program does not match its digest")
-    program = json.loads(program_text)
+    program = nesting.loads(program_text)
     if program["version"] != VERSION:
         raise FormatError(f"format version {program['version']} is not supported")
     if len(program["nodes"]) > NODES_MAX:

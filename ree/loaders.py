@@ -8,13 +8,13 @@ a factory is the user's own code and runs with the user's rights.
 from __future__ import annotations
 
 import inspect
-import json
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ree import nesting
 from ree.errors import InputError
 
 CONFIG_BYTES_MAX = 1 << 20
@@ -149,7 +149,7 @@ def _architecture(path: Path) -> str:
     if path.stat().st_size > CONFIG_BYTES_MAX:
         raise InputError(f"{path}: larger than {CONFIG_BYTES_MAX} bytes")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = nesting.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON: {first_line(error)}") from None
     names = config.get("architectures") if isinstance(config, dict) else None

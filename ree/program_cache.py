@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from blake3 import blake3
 
-from ree import atomic, cache
+from ree import atomic, cache, nesting
 from ree.extents import Extent, extents, tensors
 from ree.limits import PROGRAM_ENTRY_BYTES_MAX, PROGRAMS_CACHED_BYTES_MAX
 from ree.sources import Sources
@@ -59,7 +59,7 @@ def restore(files: Sources, output: Path) -> dict[str, Any] | None:
         return None
     try:
         length = int.from_bytes(content[:_LENGTH_BYTES], "little")
-        entry = json.loads(content[_LENGTH_BYTES : _LENGTH_BYTES + length])
+        entry = nesting.loads(content[_LENGTH_BYTES : _LENGTH_BYTES + length])
         pieces = [Piece(*piece) for piece in entry["pieces"]]
         summary: dict[str, Any] = dict(entry["summary"])
         held = memoryview(content)[_LENGTH_BYTES + length :]
@@ -129,7 +129,7 @@ class _Held:
 def _take_apart(output: Path, files: Sources) -> tuple[list[Piece], _Held]:
     """The pieces of a .ree file, in order, and those bytes that no input file has."""
     metadata, found = tensors(output)
-    constants = json.loads(metadata["ree"])["constants"]
+    constants = nesting.loads(metadata["ree"])["constants"]
     wanted = [(found[f"c{n}"], str(digest)) for n, (_, _, digest) in enumerate(constants)]
     known = _find({(e.size_bytes, digest) for e, digest in wanted}, files)
     held = _Held(output)

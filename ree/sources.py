@@ -20,6 +20,7 @@ from blake3 import blake3
 
 import ree
 import ree_kernels
+from ree import nesting
 
 VERSION = 1
 _INDEX_BYTES_MAX = 64 << 20
@@ -129,7 +130,7 @@ def _reads_more(files: tuple[SourceFile, ...]) -> bool:
 def _json(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _INDEX_BYTES_MAX:
         raise ValueError(f"{path} is too large")
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = nesting.loads(path.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
         raise ValueError(f"{path} is no JSON object")
     return found

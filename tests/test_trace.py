@@ -232,3 +232,15 @@ def test_kept_memory_is_reused_only_when_nobody_looks_at_it() -> None:
     del first
     program.run(*other, commit=True, keep=True)
     assert held.tobytes() == before
+
+
+def test_what_a_committed_run_needs_lives_as_long_as_its_plan() -> None:
+    """The executor's table holds addresses only: memory that nothing else names was given back, and used again."""
+    program, inputs = compiled("attention")
+    _, first = program.run(*inputs, commit=True)
+    junk = []
+    for n in range(300):
+        junk += [np.full(k, 0x4141414141414141, np.uint64) for k in range(1, 40)]
+        _, trace = program.run(*inputs, commit=True, keep=n % 3 == 0)
+        assert trace.root == first.root
+    assert junk

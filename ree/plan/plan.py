@@ -106,7 +106,9 @@ class Plan:
             rows += [*self.steps[done : result.after], *own]
             done = result.after
             self._hashing += own
-        rows += [*self.steps[done:], *hashing.finish()]
+        last = hashing.finish()
+        rows += [*self.steps[done:], *last]
+        self._hashing += last  # the table holds addresses only: the plan keeps what they name alive
         for step in self._hashing:
             self._link(step)
         self._linked = (0, False)
