@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,14 @@ def _bytes_of(data: np.ndarray) -> Any:
 # -- writing --------------------------------------------------------------------------
 
 
-def describe(graph: Graph, inputs: Any, outputs: Any) -> dict[str, Any]:
-    """The program as JSON values: everything but the constants' bytes."""
+def describe(graph: Graph, inputs: Any, outputs: Any, roots: Sequence[bytes] | None = None) -> dict[str, Any]:
+    """The program as JSON values: everything but the constants' bytes; roots: their data roots, if known."""
+    roots = [data_root(constant) for constant in graph.constants] if roots is None else roots
     return {
         "version": VERSION,
         "symbols": {name: list(bounds) for name, bounds in sorted(graph.symbols.items())},
         "inputs": [[i.name, _type_json(i.type)] for i in graph.inputs],
-        "constants": [[c.name, _type_json(c.type), data_root(c).hex()] for c in graph.constants],
+        "constants": [[c.name, _type_json(c.type), r.hex()] for c, r in zip(graph.constants, roots, strict=True)],
         "nodes": [
             [n.op, list(n.inputs), {k: _attr_json(v) for k, v in sorted(n.attrs.items())}, _type_json(n.type)]
             for n in graph.nodes

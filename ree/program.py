@@ -242,7 +242,7 @@ class Program:
     @cached_property
     def program_id(self) -> bytes:
         """BLAKE3 id that binds graph, operator definitions, attributes, shapes and weights."""
-        description = file.describe(self.graph, self.input_structure, self.output_structure)
+        description = file.describe(self.graph, self.input_structure, self.output_structure, self.weight_roots)
         hasher = blake3.blake3(derive_key_context="ree v1 program")
         for part in (file.canonical(description), *self._operator_digests()):
             hasher.update(len(part).to_bytes(8, "little") + part)

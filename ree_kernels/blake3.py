@@ -21,7 +21,7 @@ CV_BYTES = 32
 KEY_BYTES = 32
 GROUP_CHUNKS_MAX = 256
 
-_GROUP_CHUNKS = 16  # groups of a hash: what is left to join at the end, alone, is a thousandth of the work
+GROUP_CHUNKS = 16  # groups of a hash: what is left to join at the end, alone, is a thousandth of the work
 _BOX_GROUPS = 16  # of them in a box of the pool
 _ALONE_BYTES_MAX = GROUP_CHUNKS_MAX * CHUNK_BYTES  # a smaller input is not worth waking threads
 _PUSH_CHUNKS = 128  # groups that a Hasher takes from the pool
@@ -45,7 +45,7 @@ def hash(
     if len(held) <= _ALONE_BYTES_MAX or cpu.threads() == 1:
         k.lib.ree_blake3_hash(mode, held, len(held), out, length)
     else:
-        args, _cvs = _arguments(k, mode, held, _GROUP_CHUNKS, 0)
+        args, _cvs = _arguments(k, mode, held, GROUP_CHUNKS, 0)
         args.out, args.out_bytes = out, length
         _run(k, args, with_root=True)
     return bytes(k.ffi.buffer(out))
@@ -184,7 +184,7 @@ def _run(k: Kernels, args: Any, with_root: bool) -> None:
         return
     ffi = cpu.runtime().ffi
     address = ffi.cast("void *", int(k.ffi.cast("uintptr_t", args)))
-    grain = max(1, _BOX_GROUPS * _GROUP_CHUNKS // args.group_chunks)
+    grain = max(1, _BOX_GROUPS * GROUP_CHUNKS // args.group_chunks)
     groups = ffi.cast("ree_kernel", k.address("ree_blake3_groups"))
     steps = [(groups, address, 1, n_groups, 1, grain, 0)]
     if with_root:

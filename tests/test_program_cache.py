@@ -416,10 +416,10 @@ def _forged(entry: dict[str, Any], how: str) -> None:
 )
 def test_forged_entries_are_misses_and_write_nothing(how: str, model: Path, tmp_path: Path) -> None:
     compiled(model, tmp_path / "first.ree")
-    files = sources.of(model, {"seed": 0}) or sources.of(model, {})
-    assert files is not None
     path = entry_of(cache.directory() / "programs")
-    files = sources.Sources(files.root, files.files, files.content, bytes.fromhex(path.name))
+    now = sources.of(model, {})
+    assert now is not None
+    files = sources.Sources(now.root, now.files, now.content, bytes.fromhex(path.name))
     content = cache.read(path, program_cache._MAGIC, files.key)
     assert content is not None
     length = int.from_bytes(content[:8], "little")

@@ -15,7 +15,6 @@ from ree.types import DType
 
 VERSION = 1
 ID_CONTEXT = "ree v1 tensor"
-DIGEST_BYTES = 32
 
 
 def header(dtype: DType, shape: Sequence[int], order: Sequence[int]) -> bytes:

@@ -112,7 +112,7 @@ class Trace:
         """
         from ree.commit.rerun import sign
 
-        envelope, self.input_salt = sign(self, signer, salt or self.input_salt, nonce)
+        envelope, self.input_salt = sign(self, signer, self.input_salt if salt is None else salt, nonce)
         return envelope
 
     @cached_property

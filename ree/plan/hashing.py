@@ -9,10 +9,8 @@ import numpy as np
 import ree_kernels.cpu as cpu
 from ree.plan.args import Args
 from ree.plan.step import Slot, Step
-from ree_kernels.blake3 import hash as blake3
+from ree_kernels import blake3
 
-DIGEST_BYTES = 32
-_GROUP_CHUNKS = 16  # of 1024 bytes; a group fills a vector of the widest kernels
 _BOX_GROUPS = 4  # small enough for the threads to end together on a tensor of some hundred kilobytes
 
 
@@ -24,7 +22,7 @@ class Hashing:
     """
 
     def __init__(self, places: int) -> None:
-        self.digests = np.zeros((places, DIGEST_BYTES), np.uint8)
+        self.digests = np.zeros((places, blake3.CV_BYTES), np.uint8)
         self._open: list[Args] = []
         self._scratch_bytes = 0
 
@@ -33,13 +31,13 @@ class Hashing:
         lib, ffi = cpu.kernels().lib, cpu.kernels().ffi
         digest = self.digests[number]
         if size_bytes == 0:
-            digest[:] = np.frombuffer(blake3(b""), np.uint8)
+            digest[:] = np.frombuffer(blake3.hash(b""), np.uint8)
             return []
-        groups = int(lib.ree_blake3_group_count(size_bytes, _GROUP_CHUNKS))
-        values = np.zeros(groups * DIGEST_BYTES, np.uint8)
+        groups = int(lib.ree_blake3_group_count(size_bytes, blake3.GROUP_CHUNKS))
+        values = np.zeros(groups * blake3.CV_BYTES, np.uint8)
         args = Args("ree_blake3_args")
         args.point(data=slot)
-        args.set(n_bytes=size_bytes, first_chunk=0, group_chunks=_GROUP_CHUNKS, out_bytes=DIGEST_BYTES)
+        args.set(n_bytes=size_bytes, first_chunk=0, group_chunks=blake3.GROUP_CHUNKS, out_bytes=blake3.CV_BYTES)
         args.struct.cvs = ffi.cast("uint8_t *", values.ctypes.data)
         args.struct.out = ffi.cast("uint8_t *", digest.ctypes.data)
         lib.ree_blake3_set_mode(ffi.addressof(args.struct, "mode"), ffi.NULL, 0)
