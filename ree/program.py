@@ -133,7 +133,7 @@ class Program:
         manifest = recording.manifest(self.program_id, sizes, inputs, self.weight_roots)
         if keep:
             results = recording.results()
-            return outputs, Trace(manifest, lambda: results)
+            return outputs, Trace(manifest, self, inputs, lambda: results)
 
         def again() -> list[np.ndarray]:
             _, second = self._record(inputs, sizes, None, keep=True)
@@ -141,7 +141,7 @@ class Program:
                 raise VerificationError("the program gave other results when it was run again")
             return second.results()
 
-        return outputs, Trace(manifest, again)
+        return outputs, Trace(manifest, self, inputs, again)
 
     def _record(
         self, inputs: Sequence[np.ndarray], sizes: tuple[int, ...], torch: Any, keep: bool

@@ -19,9 +19,11 @@ import numpy as np
 from ree.commit.merkle import Tree
 from ree.commit.stages import Kind, Source, Stages
 from ree.commit.tensor import tensor_id
+from ree.file import digest
 
 if TYPE_CHECKING:
     from ree.commit.keys import Signer
+    from ree.program import Program
 
 VERSION = 1
 LEAF_CONTEXT = "ree v1 trace leaf"
@@ -87,12 +89,21 @@ class Manifest:
 class Trace:
     """The commitment to one run, and access to the tensors behind it.
 
-    root: 32 bytes; tensors: the result of every stage, which were kept, or are computed again when first asked for.
+    root: 32 bytes; inputs: the run's inputs; tensors: the result of every stage, which were kept, or are computed
+    again when first asked for.
     """
 
-    def __init__(self, manifest: Manifest, results: Callable[[], Sequence[np.ndarray]]) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        program: Program,
+        inputs: Sequence[np.ndarray],
+        results: Callable[[], Sequence[np.ndarray]],
+    ) -> None:
         """results: gives the stages' results as arrays of the logical shape."""
         self.manifest = manifest
+        self.program = program
+        self.inputs = tuple(inputs)
         self.input_salt: bytes | None = None
         self._results = results
 
@@ -119,6 +130,26 @@ class Trace:
     def tensors(self) -> Mapping[int, np.ndarray]:
         """Stage number -> its result, read-only (bf16 as uint16)."""
         return _Tensors(self._results())
+
+    def memory(self, source: Source) -> np.ndarray:
+        """The bytes of a tensor as they are committed to (uint8, one axis, read-only)."""
+        if source.kind is Kind.INPUT:
+            array = self.inputs[source.number]
+        elif source.kind is Kind.CONSTANT:
+            array = self.program.graph.constants[source.number].array()
+        else:
+            array = self.tensors[source.number].transpose(self.manifest.stages[source.number].order)
+        found = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        found.flags.writeable = False
+        return found
+
+    def root_of(self, source: Source) -> bytes:
+        """The data root of a tensor."""
+        if source.kind is Kind.INPUT:
+            return digest(self.inputs[source.number])
+        if source.kind is Kind.CONSTANT:
+            return self.program.weight_roots[source.number]
+        return self.manifest.roots[source.number]
 
 
 class _Tensors(Mapping[int, np.ndarray]):

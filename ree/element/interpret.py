@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -20,6 +21,17 @@ from ree.types import DType, Type
 
 _CHUNK = DOT_CHUNK  # region elements evaluated at once; also the chunk of `dot` and `sum`
 _LANES_AT_ONCE = 1 << 20
+
+
+class Elements(Protocol):
+    """A tensor of which single elements are asked for; may stand for an array in `elements`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def take(self, coordinates: Sequence[np.ndarray], made: np.ndarray) -> np.ndarray:
+        """The elements at coordinates that broadcast, in the dtype's NumPy dtype; anything where not `made`."""
+        ...
 
 
 def interpret(
@@ -34,14 +46,29 @@ def interpret(
     shape = tuple(int(n) for n in shape)
     _check_inputs(program, arrays, shape)
     numel = int(np.prod(shape, dtype=np.int64))
+    flat = np.arange(numel, dtype=np.int64)
+    return [result.reshape(shape) for result in elements(program, arrays, shape, flat, params)]
+
+
+def elements(
+    program: Program,
+    arrays: Sequence[np.ndarray | Elements],
+    shape: Sequence[int],
+    flat: np.ndarray,
+    params: Sequence[int] = (),
+) -> list[np.ndarray]:
+    """The results of a program at single elements of the index space, each of the length of `flat`.
+
+    flat: numbers of elements in C order (i64); arrays may be anything that gives elements. Errors as `interpret`.
+    """
     step = max(1, _LANES_AT_ONCE // _CHUNK ** _depth(program.body))
     parts: list[list[np.ndarray]] = [[np.zeros(0, d.numpy)] for d in program.dtypes]
     with np.errstate(all="ignore"):
-        for start in range(0, numel, step):
-            flat = np.arange(start, min(start + step, numel), dtype=np.int64)
-            for part, result in zip(parts, _evaluate(program, arrays, shape, params, flat), strict=True):
+        for start in range(0, len(flat), step):
+            found = _evaluate(program, arrays, tuple(shape), params, flat[start : start + step])
+            for part, result in zip(parts, found, strict=True):
                 part.append(result)
-    return [np.concatenate(part).reshape(shape) for part in parts]
+    return [np.concatenate(part) for part in parts]
 
 
 def _check_inputs(program: Program, arrays: Sequence[np.ndarray], shape: tuple[int, ...]) -> None:
@@ -66,7 +93,7 @@ class _Frame:
     that are not active nothing is loaded and no `bound` fails; their values are not used.
     """
 
-    arrays: Sequence[np.ndarray]
+    arrays: Sequence[np.ndarray | Elements]
     shape: tuple[int, ...]
     params: Sequence[int]
     indices: list[np.ndarray]
@@ -78,7 +105,11 @@ Values = dict[int, np.ndarray]
 
 
 def _evaluate(
-    program: Program, arrays: Sequence[np.ndarray], shape: tuple[int, ...], params: Sequence[int], flat: np.ndarray
+    program: Program,
+    arrays: Sequence[np.ndarray | Elements],
+    shape: tuple[int, ...],
+    params: Sequence[int],
+    flat: np.ndarray,
 ) -> list[np.ndarray]:
     indices = [np.asarray(i, dtype=np.int64) for i in np.unravel_index(flat, shape)] if shape else []
     frame = _Frame(arrays, shape, params, indices, flat.shape, np.ones(1, dtype=bool))
@@ -143,9 +174,12 @@ def _load(frame: _Frame, source: int, coordinates: list[np.ndarray], made: np.nd
         outside = outside | (coordinate < 0) | (coordinate >= extent)
     if (outside & made).any():
         raise GraphError(f"a load of input {source} is outside of its shape {array.shape}")
-    if array.size == 0:
+    if 0 in array.shape:
         return np.zeros(1, dtype=scalar.NUMPY[dtype.element])
-    picked = array[tuple(np.where(made, c, 0) for c in coordinates)] if coordinates else array.reshape(1)
+    if isinstance(array, np.ndarray):
+        picked = array[tuple(np.where(made, c, 0) for c in coordinates)] if coordinates else array.reshape(1)
+    else:
+        picked = array.take(coordinates, made)
     return np.where(made, scalar.widen(picked, dtype), scalar.NUMPY[dtype.element](0))
 
 
