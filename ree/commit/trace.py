@@ -36,6 +36,30 @@ def list_id(ids: Sequence[bytes]) -> bytes:
     return blake3.blake3(struct.pack("<I", len(ids)) + b"".join(ids), derive_key_context=LIST_CONTEXT).digest()
 
 
+def leaf_of(index: int, stage_leaf: bytes, read: Sequence[bytes], result: bytes) -> bytes:
+    """The leaf of a stage in a trace; read: ids of the tensors behind its ports, result: of the one that it gave."""
+    head = struct.pack("<Q", index) + stage_leaf + struct.pack("<I", len(read))
+    return blake3.blake3(head + b"".join(read) + result, derive_key_context=LEAF_CONTEXT).digest()
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a trace's root binds besides its leaves; inputs, weights, outputs: list ids."""
+
+    program_id: bytes
+    sizes: tuple[int, ...]
+    inputs: bytes
+    weights: bytes
+    outputs: bytes
+    stages: int
+
+    def root(self, tree_root: bytes) -> bytes:
+        """The trace root (32 bytes) over leaves whose tree has this root."""
+        parts = [bytes([VERSION]), self.program_id, struct.pack(f"<I{len(self.sizes)}Q", len(self.sizes), *self.sizes)]
+        parts += [self.inputs, self.weights, self.outputs, struct.pack("<Q", self.stages), tree_root]
+        return blake3.blake3(b"".join(parts), derive_key_context=ROOT_CONTEXT).digest()
+
+
 @dataclass(frozen=True)
 class Manifest:
     """Everything that a trace's root binds: small, and enough to name what differs between two traces.
@@ -69,9 +93,7 @@ class Manifest:
     def leaf(self, index: int) -> bytes:
         """The leaf of one stage."""
         stage = self.stages[index]
-        read = b"".join(self.id_of(port.source) for port in stage.ports)
-        head = struct.pack("<Q", index) + stage.leaf + struct.pack("<I", len(stage.ports))
-        return blake3.blake3(head + read + self.results[index], derive_key_context=LEAF_CONTEXT).digest()
+        return leaf_of(index, stage.leaf, [self.id_of(port.source) for port in stage.ports], self.results[index])
 
     @cached_property
     def tree(self) -> Tree:
@@ -80,10 +102,12 @@ class Manifest:
     @cached_property
     def root(self) -> bytes:
         """The trace root (32 bytes)."""
-        parts = [bytes([VERSION]), self.program_id, struct.pack(f"<I{len(self.sizes)}Q", len(self.sizes), *self.sizes)]
-        parts += [list_id(self.inputs), list_id(self.weights), list_id(self.outputs)]
-        parts += [struct.pack("<Q", len(self.stages)), self.tree.root]
-        return blake3.blake3(b"".join(parts), derive_key_context=ROOT_CONTEXT).digest()
+        return self.head.root(self.tree.root)
+
+    @cached_property
+    def head(self) -> Head:
+        lists = (list_id(ids) for ids in (self.inputs, self.weights, self.outputs))
+        return Head(self.program_id, self.sizes, *lists, len(self.stages))
 
 
 class Trace:

@@ -86,7 +86,7 @@ def _depth(body: tuple[Instr, ...]) -> int:
 
 
 @dataclass(frozen=True)
-class _Frame:
+class Frame:
     """Where evaluation stands: the lanes in flight and which of them count.
 
     lanes: shape of a full value here; active: bool array that broadcasts to it. In lanes
@@ -112,24 +112,24 @@ def _evaluate(
     flat: np.ndarray,
 ) -> list[np.ndarray]:
     indices = [np.asarray(i, dtype=np.int64) for i in np.unravel_index(flat, shape)] if shape else []
-    frame = _Frame(arrays, shape, params, indices, flat.shape, np.ones(1, dtype=bool))
+    frame = Frame(arrays, shape, params, indices, flat.shape, np.ones(1, dtype=bool))
     values: Values = {}
     _run(program, program.body, frame, values)
     results = (np.broadcast_to(values[r], flat.shape) for r in program.results)
     return [scalar.store(value, dtype) for value, dtype in zip(results, program.dtypes, strict=True)]
 
 
-def _run(program: Program, body: tuple[Instr, ...], frame: _Frame, values: Values) -> None:
+def _run(program: Program, body: tuple[Instr, ...], frame: Frame, values: Values) -> None:
     for instr in body:
         args = [values[a] for a in instr.args]
         if instr.region is not None:
             results = _fold(program, instr, instr.region, args, frame, values)
             values.update(zip(instr.results, results, strict=True))
         else:
-            values[instr.results[0]] = _instruction(program, instr, args, frame)
+            values[instr.results[0]] = instruction(program, instr, args, frame)
 
 
-def _instruction(program: Program, instr: Instr, args: list[np.ndarray], frame: _Frame) -> np.ndarray:
+def instruction(program: Program, instr: Instr, args: list[np.ndarray], frame: Frame) -> np.ndarray:
     match instr.op:
         case "index":
             return frame.indices[int(instr.imm[0])]
@@ -166,7 +166,7 @@ def _one(value: int | float | bool, type: Type) -> np.ndarray:
     return np.array([value], dtype=scalar.NUMPY[type])
 
 
-def _load(frame: _Frame, source: int, coordinates: list[np.ndarray], made: np.ndarray, dtype: DType) -> np.ndarray:
+def _load(frame: Frame, source: int, coordinates: list[np.ndarray], made: np.ndarray, dtype: DType) -> np.ndarray:
     """The elements where `made`; elsewhere 0, and nothing is read."""
     array = frame.arrays[source]
     outside = np.zeros(1, dtype=bool)
@@ -187,7 +187,7 @@ def _load(frame: _Frame, source: int, coordinates: list[np.ndarray], made: np.nd
 
 
 def _fold(
-    program: Program, instr: Instr, region: Block, args: list[np.ndarray], frame: _Frame, values: Values
+    program: Program, instr: Instr, region: Block, args: list[np.ndarray], frame: Frame, values: Values
 ) -> list[np.ndarray]:
     count = args[0]
     active = np.broadcast_to(frame.active, frame.lanes)
@@ -200,7 +200,7 @@ def _fold(
         return [_fold_dot(program, region, count, frame, values, longest)]
     if kind == "sum":
         sums = [
-            _sum_chunk(*_chunk(program, region, count, frame, values, start, longest), type)
+            sum_chunk(*_chunk(program, region, count, frame, values, start, longest), type)
             for start in range(0, longest, _CHUNK)
         ]
         return [_sum_again(sums, frame.lanes, type)]
@@ -214,7 +214,7 @@ def _fold(
 
 
 def _chunk(
-    program: Program, region: Block, count: np.ndarray, frame: _Frame, values: Values, start: int, longest: int
+    program: Program, region: Block, count: np.ndarray, frame: Frame, values: Values, start: int, longest: int
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Which of the elements k = start .. of one chunk exist ([K, lanes]), and what the region gives for them."""
     size = min(_CHUNK, longest - start)
@@ -228,7 +228,7 @@ def _chunk(
 
 
 def _fold_dot(
-    program: Program, region: Block, count: np.ndarray, frame: _Frame, values: Values, longest: int
+    program: Program, region: Block, count: np.ndarray, frame: Frame, values: Values, longest: int
 ) -> np.ndarray:
     """FMA chains from +0 over chunks of 256; chunk sums added in ascending order to +0."""
     total = np.zeros(frame.lanes, dtype=np.float32)
@@ -241,7 +241,7 @@ def _fold_dot(
     return total
 
 
-def _sum_chunk(made: np.ndarray, items: list[np.ndarray], type: np.dtype) -> np.ndarray:
+def sum_chunk(made: np.ndarray, items: list[np.ndarray], type: np.dtype) -> np.ndarray:
     """Sum of one chunk [<= 256, lanes]: 16 lanes from +0, element k into lane k mod 16, then a tree."""
     lanes = np.zeros((SUM_LANES, *made.shape[1:]), dtype=type)
     for start in range(0, made.shape[0], SUM_LANES):
@@ -264,12 +264,12 @@ def _sum_again(sums: list[np.ndarray], lanes: tuple[int, ...], type: np.dtype) -
         return np.zeros(lanes, dtype=type)
     while len(sums) > 1:
         groups = [np.stack(sums[i : i + _CHUNK]) for i in range(0, len(sums), _CHUNK)]
-        sums = [_sum_chunk(np.ones(group.shape, dtype=bool), [group], type) for group in groups]
+        sums = [sum_chunk(np.ones(group.shape, dtype=bool), [group], type) for group in groups]
     return sums[0]
 
 
 def _fold_chain(
-    program: Program, region: Block, args: list[np.ndarray], frame: _Frame, values: Values, longest: int
+    program: Program, region: Block, args: list[np.ndarray], frame: Frame, values: Values, longest: int
 ) -> list[np.ndarray]:
     """Carried values, k ascending, strictly in sequence."""
     carried = [np.broadcast_to(start, frame.lanes) for start in args[1:]]
