@@ -161,6 +161,12 @@ class Plan:
         self._run(table, length, inputs, outputs, arena)
         return [digest.tobytes() for digest in hashing.digests]
 
+    def run_one(self, number: int, inputs: Sequence[int], outputs: Sequence[int], arena: Any) -> None:
+        """Run the steps of one result in an arena of `kept_bytes`, on whatever lies in it for the results before."""
+        self.compile()
+        first = self.results[number - 1].after if number else 0
+        self._run(self._table + first, self.results[number].after - first, inputs, outputs, arena)
+
     def _run(self, table: Any, length: int, inputs: Sequence[int], outputs: Sequence[int], arena: Any) -> None:
         self._link_arena(_address(self._own_arena() if arena is None else arena), arena is not None)
         for kind, addresses in (("input", inputs), ("output", outputs)):

@@ -1,0 +1,94 @@
+"""A claim held against itself: does each stage's result follow from what the same claim says that it read?
+
+Every group is run on the claim's own tensors. That costs as much as one run, but needs no second claim and no trust in
+an earlier stage: it names every stage that is wrong by itself, not only the first from which all others differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ree.commit.record import array_at
+from ree.commit.trace import Trace
+from ree.element.interpret import elements
+from ree.errors import LimitError, RunError
+from ree.plan.plan import Plan
+from ree_kernels import KernelError, cpu
+
+
+def inconsistencies(trace: Trace) -> list[tuple[int, int]]:
+    """(stage, its first wrong element in C order) for every stage whose result does not follow from its operands."""
+    program, manifest = trace.program, trace.manifest
+    with program.locked_plan(manifest.sizes) as plan:
+        return Check(plan, trace).run()
+
+
+class Check:
+    """Runs a claim's groups one by one, each on the claim's tensors."""
+
+    def __init__(self, plan: Plan, trace: Trace) -> None:
+        self.plan, self.trace = plan, trace
+        try:
+            self.arena = cpu.allocate(max(64, plan.kept_bytes))
+        except KernelError:
+            raise LimitError(f"no memory for {plan.kept_bytes} bytes of tensors") from None
+        types = [plan.graph.type_of(v) for v in plan.graph.outputs]
+        self.outputs = [np.empty(t.extents(), t.dtype.numpy) for t in types]
+        self.found: list[tuple[int, int]] = []
+
+    def run(self) -> list[tuple[int, int]]:
+        inputs = [array.ctypes.data for array in self.trace.inputs]
+        outputs = [array.ctypes.data for array in self.outputs]
+        for number in range(len(self.plan.results)):
+            try:
+                self.plan.run_one(number, inputs, outputs, self.arena)
+            except RunError:  # it read an index that no run can have read
+                self.found.append((number, self.refused(number)))
+            self.compare(number)
+        return self.found
+
+    def compare(self, number: int) -> None:
+        """Compare a result, and put the claim's in its place."""
+        stage = self.trace.manifest.stages[number]
+        computed = self.memory(number, [stage.type.extents()[axis] for axis in stage.order])
+        claimed = self.trace.tensors[number].transpose(stage.order)
+        back = np.argsort(stage.order)
+        element = first_difference(computed.transpose(back), claimed.transpose(back))
+        if element is not None and not (self.found and self.found[-1][0] == number):
+            self.found.append((number, element))
+        computed[...] = claimed
+
+    def refused(self, number: int) -> int:
+        """The first element whose operands hold an index that is out of range."""
+        stage = self.trace.manifest.stages[number]
+        views = []
+        for port, given in zip(stage.ports, stage.program.inputs, strict=True):
+            flat = self.trace.memory(port.source).view(given.dtype.numpy)[port.layout.offset :]
+            steps = tuple(stride * flat.itemsize for stride in port.layout.strides)
+            views.append(np.lib.stride_tricks.as_strided(flat, port.layout.shape, steps, writeable=False))
+        low, high = 0, stage.type.numel()
+        while high - low > 1:
+            middle = (low + high) // 2
+            try:
+                elements(stage.program, views, stage.type.extents(), np.arange(low, middle), stage.params)
+            except RunError:
+                high = middle
+            else:
+                low = middle
+        return low
+
+    def memory(self, number: int, shape: Sequence[int]) -> np.ndarray:
+        result, dtype = self.plan.results[number], self.trace.manifest.stages[number].type.dtype
+        if result.slot.buffer.kind == "output":
+            return self.outputs[result.slot.buffer.number].reshape(shape)
+        return array_at(self.plan.kept_address(self.arena, result), dtype, shape, self.arena)
+
+
+def first_difference(a: np.ndarray, b: np.ndarray) -> int | None:
+    """The first element, in C order, in whose bits two arrays of one shape and dtype differ."""
+    size = a.dtype.itemsize
+    left, right = (np.ascontiguousarray(x).reshape(-1).view(f"u{size}") for x in (a, b))
+    differing = np.flatnonzero(left != right)
+    return int(differing[0]) if len(differing) else None
