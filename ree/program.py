@@ -17,14 +17,14 @@ import numpy as np
 from ree import dims, file, structure
 from ree.errors import DTypeError, FormatError, InputError, ShapeError, VerificationError
 from ree.graph import Graph, bind
-from ree.limits import BINDINGS_CACHED_MAX
+from ree.limits import BINDINGS_CACHED_MAX, KEPT_BYTES_MAX
 from ree.structure import Structure
 from ree.types import DType, TensorType
 
 if TYPE_CHECKING:
     from ree.commit.record import Recording
     from ree.commit.stages import Stages
-    from ree.commit.trace import Trace
+    from ree.commit.trace import Manifest, Trace
 
 
 _living: weakref.WeakSet[Program] = weakref.WeakSet()
@@ -99,14 +99,25 @@ class Program:
                 moved.append(rest.pop(name))
         return tuple(moved), rest
 
-    def run(self, *args: Any, commit: bool = False, keep: bool = False, **kwargs: Any) -> tuple[Any, Trace | None]:
+    def run(
+        self,
+        *args: Any,
+        commit: bool = False,
+        keep: bool = False,
+        keep_bytes_max: int = KEPT_BYTES_MAX,
+        **kwargs: Any,
+    ) -> tuple[Any, Trace | None]:
         """Run the model and return (outputs, trace); the trace is None without `commit`.
 
-        commit: bind every result of the run in a trace; keep: hold the results in memory for openings (else they
-        are computed again when they are first asked for). Errors as for a call.
+        commit: bind every result of the run in a trace; keep: hold the results for openings (else they are
+        computed again when they are first asked for); keep_bytes_max: more than that many bytes of them lie in a
+        temporary file without a name (LimitError if there is no room) instead of in memory. Errors as for a call.
         """
         tensors = self.flat_inputs(*args, **kwargs)
-        results, trace = self.run_committed(tensors, keep) if commit or keep else (self.run_flat(tensors), None)
+        if commit or keep:
+            results, trace = self.run_committed(tensors, keep, keep_bytes_max)
+        else:
+            results, trace = self.run_flat(tensors), None
         if self._rebuild is not None:
             return self._rebuild(results), trace
         return structure.unflatten(self.output_structure, results), trace
@@ -120,7 +131,9 @@ class Program:
             plan.run([address for _, _, address in held], [address for _, address in outputs])
         return [tensor for tensor, _ in outputs]
 
-    def run_committed(self, tensors: Sequence[Any], keep: bool = False) -> tuple[list[Any], Trace]:
+    def run_committed(
+        self, tensors: Sequence[Any], keep: bool = False, keep_bytes_max: int = KEPT_BYTES_MAX
+    ) -> tuple[list[Any], Trace]:
         """Run on a flat list of inputs; a flat list of outputs, and the trace of the run."""
         from ree.commit.record import array_at
         from ree.commit.trace import Trace
@@ -129,29 +142,34 @@ class Program:
         declared = [i.type.dtype for i in self.graph.inputs]
         # copies, since the caller may change what he passed
         inputs = [np.array(array_at(a, d, shape, owner)) for (owner, shape, a), d in zip(held, declared, strict=True)]
-        outputs, recording = self._record(inputs, sizes, _torch_of(tensors), keep)
+        outputs, recording = self._record(inputs, sizes, _torch_of(tensors), keep, keep_bytes_max)
         manifest = recording.manifest(self.program_id, sizes, inputs, self.weight_roots)
         if keep:
             results = recording.results()
             return outputs, Trace(manifest, self, inputs, lambda: results)
+        return outputs, Trace(manifest, self, inputs, lambda: self.results_of(manifest, inputs, keep_bytes_max))
 
-        def again() -> list[np.ndarray]:
-            _, second = self._record(inputs, sizes, None, keep=True)
-            if second.roots != list(manifest.roots):
-                raise VerificationError("the program gave other results when it was run again")
-            return second.results()
-
-        return outputs, Trace(manifest, self, inputs, again)
+    def results_of(
+        self, manifest: Manifest, inputs: Sequence[np.ndarray], keep_bytes_max: int = KEPT_BYTES_MAX
+    ) -> list[np.ndarray]:
+        """The stages' results of a run on these inputs; VerificationError if the manifest commits to others."""
+        held = list(inputs)  # read now, if they lie in a file, and alive until the run is over
+        _, recording = self._record(held, manifest.sizes, None, True, keep_bytes_max)
+        for number, (root, claimed) in enumerate(zip(recording.roots, manifest.roots, strict=True)):
+            if root != claimed:
+                found = f"a run of the program gives another result at stage {number}"
+                raise VerificationError(f"the tensors of the trace cannot be had: {found}")
+        return recording.results()
 
     def _record(
-        self, inputs: Sequence[np.ndarray], sizes: tuple[int, ...], torch: Any, keep: bool
+        self, inputs: Sequence[np.ndarray], sizes: tuple[int, ...], torch: Any, keep: bool, keep_bytes_max: int
     ) -> tuple[list[Any], Recording]:
         from ree.commit.record import Recording
 
         with self._lock:
             plan = self.plan(sizes)
             outputs = [_new(torch, plan.graph.type_of(v)) for v in plan.graph.outputs]
-            recording = Recording(plan, self.stages(sizes), outputs, keep)
+            recording = Recording(plan, self.stages(sizes), outputs, keep, keep_bytes_max)
             recording.run([array.ctypes.data for array in inputs])
         return [tensor for tensor, _ in outputs], recording
 

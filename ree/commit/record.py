@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import mmap
+import os
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +16,7 @@ from ree import file
 from ree.commit.stages import Kind, Stages
 from ree.commit.trace import Manifest, tensor_ids
 from ree.errors import LimitError
+from ree.limits import KEPT_BYTES_MAX
 from ree.plan.plan import Plan
 from ree.types import DType
 from ree_kernels import KernelError
@@ -21,13 +25,21 @@ from ree_kernels import KernelError
 class Recording:
     """One run of a plan with a commitment to all of its results.
 
-    outputs: (owner, address) of each output's memory; keep: whether the results stay in memory, for openings.
+    outputs: (owner, address) of each output's memory; keep: whether the results are kept, for openings;
+    keep_bytes_max: of them in memory, beyond which they lie in a file without a name.
     """
 
-    def __init__(self, plan: Plan, stages: Stages, outputs: Sequence[tuple[Any, int]], keep: bool) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        stages: Stages,
+        outputs: Sequence[tuple[Any, int]],
+        keep: bool,
+        keep_bytes_max: int = KEPT_BYTES_MAX,
+    ) -> None:
         self.plan, self.stages, self._outputs = plan, stages, outputs
         self.roots: list[bytes] = []
-        self._arena = _Arena(plan) if keep else None
+        self._arena = _arena(plan, keep_bytes_max) if keep else None
 
     def run(self, inputs: Sequence[int]) -> None:
         """Run the plan on inputs at these addresses."""
@@ -74,6 +86,11 @@ class _Memory:
         self.__array_interface__ = {"shape": (size_bytes,), "typestr": "|u1", "data": (address, False), "version": 3}
 
 
+def _arena(plan: Plan, keep_bytes_max: int) -> _Arena | _FileArena:
+    """Room for all results of a run; LimitError if there is none."""
+    return _Arena(plan) if plan.kept_bytes <= keep_bytes_max else _FileArena(max(64, plan.kept_bytes))
+
+
 class _Arena:
     """Memory for all results of a run; it goes back to its plan once nothing looks at it any more."""
 
@@ -87,3 +104,22 @@ class _Arena:
     def __del__(self) -> None:
         if not self._spare and hasattr(self, "memory"):
             self._spare.append(self.memory)
+
+
+class _FileArena:
+    """The same in a temporary file (TMPDIR says where), whose room goes back once nothing looks at it any more.
+
+    The file has no name, so none is left behind however the process ends.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        try:
+            with tempfile.TemporaryFile(prefix="ree-") as opened:
+                # a page without room on the disk would end the process when it is written
+                os.posix_fallocate(opened.fileno(), 0, size_bytes)
+                mapped = mmap.mmap(opened.fileno(), size_bytes)
+        except OSError as error:
+            reason = f"a temporary file of {size_bytes} bytes: {error.strerror or error}"
+            raise LimitError(f"no room for tensors to keep in {reason}") from None
+        self._bytes = np.frombuffer(mapped, np.uint8)
+        self.memory = cpu.runtime().ffi.cast("char *", self._bytes.ctypes.data)
