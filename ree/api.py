@@ -14,6 +14,7 @@ from ree.program import Program, load
 if TYPE_CHECKING:
     from ree.commit.keys import PublicKey, Signer
     from ree.commit.receipt import Receipt
+    from ree.commit.trace_file import load as load_trace
 
 
 def compile(
@@ -122,12 +123,16 @@ def backend(
 
 
 def __getattr__(name: str) -> Any:
-    """Signer needs the cryptography package: imported when it is used."""
+    """Signer needs the cryptography package, a trace what it commits to: imported when they are used."""
     if name == "Signer":
         from ree.commit.keys import Signer
 
         return Signer
+    if name == "load_trace":
+        from ree.commit.trace_file import load
+
+        return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["Program", "Signer", "backend", "compile", "load", "threads", "verify"]
+__all__ = ["Program", "Signer", "backend", "compile", "load", "load_trace", "threads", "verify"]

@@ -7,6 +7,7 @@ stages is, and a wrong output means that one stage, of the prover's own trace, d
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -113,8 +114,8 @@ class Manifest:
 class Trace:
     """The commitment to one run, and access to the tensors behind it.
 
-    root: 32 bytes; inputs: the run's inputs; tensors: the result of every stage, which were kept, or are computed
-    again when first asked for.
+    root: 32 bytes; inputs: the run's inputs; tensors: the result of every stage, which were kept, are computed
+    again when first asked for, or lie in a file, from which each is read when it is asked for.
     """
 
     def __init__(
@@ -124,12 +125,29 @@ class Trace:
         inputs: Sequence[np.ndarray],
         results: Callable[[], Sequence[np.ndarray]],
     ) -> None:
-        """results: gives the stages' results as arrays of the logical shape."""
+        """results: gives the stages' results as arrays of the logical shape, which a sequence may make on access."""
         self.manifest = manifest
         self.program = program
-        self.inputs = tuple(inputs)
+        self.inputs = tuple(inputs) if isinstance(inputs, list) else inputs
         self.input_salt: bytes | None = None
         self._results = results
+
+    def save(self, path: str | os.PathLike[str], tensors: bool = True) -> None:
+        """Write the trace to a file, whole or not at all (docs/SPEC.md, "Trace files").
+
+        tensors: with all results, which else are computed again when they are first asked for. FormatError: it
+        cannot be written.
+        """
+        from ree.commit.trace_file import save
+
+        save(self, path, tensors)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], program: Program) -> Trace:
+        """Read a trace of this program. FormatError: it is none; VerificationError: it does not hold together."""
+        from ree.commit.trace_file import load
+
+        return load(path, program)
 
     @property
     def root(self) -> bytes:
@@ -178,12 +196,12 @@ class Trace:
 
 class _Tensors(Mapping[int, np.ndarray]):
     def __init__(self, arrays: Sequence[np.ndarray]) -> None:
-        self._arrays = list(arrays)
-        for array in self._arrays:
-            array.flags.writeable = False
+        self._arrays = arrays
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self._arrays[index]
+        array = self._arrays[index]  # which may read it from a file
+        array.flags.writeable = False
+        return array
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(len(self._arrays)))
