@@ -102,6 +102,8 @@ def run(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; the result does not depend on them.")] = None,
     expect: Annotated[str | None, typer.Option(help="Digest of the outputs; exit code 1 if it differs.")] = None,
     commit: Annotated[bool, typer.Option("--commit", help="Commit to every result: print the trace root.")] = False,
+    trace_file: Annotated[Path | None, typer.Option("--trace", help="Trace file to write; commits, too.")] = None,
+    roots_only: Annotated[bool, typer.Option("--roots-only", help="Without results in the trace file.")] = False,
     sign: Annotated[Path | None, typer.Option(help="Private key (Ed25519, PEM) that signs a receipt.")] = None,
     receipt: Annotated[Path | None, typer.Option(help="Receipt to write; its salt goes beside it.")] = None,
     nonce: Annotated[str | None, typer.Option(help="64 hex digits of whoever wants the receipt.")] = None,
@@ -113,13 +115,18 @@ def run(
     from ree.signing import Signing
 
     signing = Signing.of(sign, receipt, nonce)
+    if roots_only and trace_file is None:
+        raise InputError("--roots-only goes with --trace FILE")
     if expect is not None and not re.fullmatch(r"[0-9a-fA-F]{32}", expect):
         raise InputError(f"--expect takes the 32 hexadecimal digits that a run prints, not {expect!r}")
     if threads is not None:
         ree.threads(threads)
     program = ree.load(file)
     given = tensors.program_inputs(program, tensors.read(inputs))
-    results, trace = program.run_committed(given) if commit or signing else (program.run_flat(given), None)
+    if commit or signing or trace_file:
+        results, trace = program.run_committed(given, keep=trace_file is not None and not roots_only)
+    else:
+        results, trace = program.run_flat(given), None
     named = tensors.program_outputs(program, results)
     digest = measure.digest([array for array, _ in named.values()])
     if output is not None:
@@ -134,6 +141,10 @@ def run(
     if trace is not None:
         result["trace_root"] = trace.root.hex()
         lines.append(f"trace root {trace.root.hex()}")
+    if trace is not None and trace_file is not None:
+        trace.save(trace_file, tensors=not roots_only)
+        result["trace"] = str(trace_file)
+        lines.append(f"trace {trace_file}")
     if signing and trace:
         result |= signing.write(trace)
         lines.append(f"receipt {receipt}")
