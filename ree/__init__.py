@@ -20,10 +20,10 @@ from ree.errors import (
 )
 
 if TYPE_CHECKING:
-    from ree.api import Program, Signer, compile, load, load_trace, threads, verify
+    from ree.api import Program, Signer, compile, dispute, load, load_trace, threads, verify
 
 __version__ = "0.1.0"
-_LAZY = ("Program", "Signer", "compile", "load", "load_trace", "threads", "verify")
+_LAZY = ("Program", "Signer", "compile", "dispute", "load", "load_trace", "threads", "verify")
 
 __all__ = [
     "CaptureError",
@@ -41,6 +41,7 @@ __all__ = [
     "UnsupportedError",
     "VerificationError",
     "compile",
+    "dispute",
     "load",
     "load_trace",
     "threads",

@@ -14,7 +14,9 @@ from ree.program import Program, load
 if TYPE_CHECKING:
     from ree.commit.keys import PublicKey, Signer
     from ree.commit.receipt import Receipt
+    from ree.commit.trace import Trace
     from ree.commit.trace_file import load as load_trace
+    from ree.referee.dispute import Dispute
 
 
 def compile(
@@ -105,6 +107,20 @@ def verify(
     return rerun.verify(receipt, program, tensors, salt, trusted_keys, nonce)
 
 
+def dispute(
+    program: Program, claim_a: Trace, claim_b: Trace | None = None, at: tuple[int, int] | None = None
+) -> Dispute:
+    """Settle a dispute: down to the element and step in which a claim does not follow from its own operands.
+
+    claim_a, claim_b: traces of one run, with access to the tensors that they commit to; with one claim only it is held
+    against itself. at: (stage, element in C order) to look at; None: the first difference. `wrong` of the
+    result names the claims that lost. InputError, VerificationError: the claims are not about one run of this program.
+    """
+    from ree.referee import dispute as module
+
+    return module.dispute(program, claim_a, claim_b, at)
+
+
 def backend(
     graph_module: Any, example_inputs: Sequence[Any], options: Mapping[str, Any] | None = None, **ignored: Any
 ) -> Any:
@@ -135,4 +151,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["Program", "Signer", "backend", "compile", "load", "load_trace", "threads", "verify"]
+__all__ = ["Program", "Signer", "backend", "compile", "dispute", "load", "load_trace", "threads", "verify"]

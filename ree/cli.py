@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from ree import cli_receipt
+from ree import cli_dispute, cli_receipt
 from ree.errors import Error, InputError, VerificationError
 
 FAILED, BAD = 1, 2
@@ -308,6 +308,7 @@ def _print(result: dict[str, Any], as_json: bool, text: str = "") -> None:
 
 
 cli_receipt.add_to(app)
+cli_dispute.add_to(app)
 
 
 def main(arguments: list[str] | None = None) -> None:

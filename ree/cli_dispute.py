@@ -131,7 +131,9 @@ def lines(found: Dispute, names: list[str]) -> list[str]:
     """A dispute in words."""
     if found.stage is None:
         whole = (
-            "the claims agree in every result" if len(names) > 1 else "every result of the claim follows from what it read"
+            "the claims agree in every result"
+            if len(names) > 1
+            else "every result of the claim follows from what it read"
         )
         return [whole]
     text = [f"stage {found.stage}, element {list(found.element or ())} ({found.compared} nodes of the trees compared)"]

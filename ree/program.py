@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -183,6 +184,13 @@ class Program:
             self._stages[sizes] = Stages(self._static(sizes))
         return self._stages[sizes]
 
+    def checked_sizes(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """Values of the program's symbols that come from outside; VerificationError if they are none."""
+        bounds = self.graph.symbols.values()
+        if len(sizes) != len(bounds) or any(not low <= n <= high for n, (low, high) in zip(sizes, bounds, strict=True)):
+            raise VerificationError(f"the program's dynamic dimensions cannot be {list(sizes)}")
+        return sizes
+
     @cached_property
     def weight_roots(self) -> list[bytes]:
         """The data root of each constant, in order."""
@@ -209,6 +217,12 @@ class Program:
                 self._plans.popitem(last=False)
         self._plans.move_to_end(binding)
         return self._plans[binding]
+
+    @contextlib.contextmanager
+    def locked_plan(self, binding: tuple[int, ...]) -> Iterator[Any]:
+        """The plan for these values, while nobody else runs it."""
+        with self._lock:
+            yield self.plan(binding)
 
     def _new_plan(self, binding: tuple[int, ...]) -> Any:
         import ree_kernels.cpu as cpu

@@ -11,7 +11,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ree.capture import Importer, from_torch_dtype, to_numpy
-from ree.graph import check
+from ree.graph import Graph, check
 from ree.lower import T
 from ree.ops.spec import lowerings
 from ree.reference import evaluate
@@ -28,8 +28,8 @@ def _decompositions() -> dict[Any, Any]:
 _TABLE: dict[Any, Any] = {}
 
 
-def run(function: Function, *inputs: torch.Tensor) -> tuple[np.ndarray, ...]:
-    """The function's tensor results as ree defines them."""
+def graph_of(function: Function, *inputs: torch.Tensor) -> Graph:
+    """The function's graph, without any pass."""
     if not _TABLE:
         _TABLE.update(_decompositions())
     traced = make_fx(lambda *tensors: function(*tensors), tracing_mode="fake", decomposition_table=_TABLE)(*inputs)
@@ -40,7 +40,12 @@ def run(function: Function, *inputs: torch.Tensor) -> tuple[np.ndarray, ...]:
     results = torch.utils._pytree.tree_leaves(importer.run_graph(traced))
     graph = importer.lowering.finish([r for r in results if isinstance(r, T)])
     check(graph)
-    return tuple(evaluate(graph, [to_numpy(i) for i in inputs]))
+    return graph
+
+
+def run(function: Function, *inputs: torch.Tensor) -> tuple[np.ndarray, ...]:
+    """The function's tensor results as ree defines them."""
+    return tuple(evaluate(graph_of(function, *inputs), [to_numpy(i) for i in inputs]))
 
 
 def expect(function: Function, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ree import reference
-from ree.graph import check
+from ree.graph import Graph, check
 from ree.lower import Lowering, T
 from ree.passes import prepare
 from ree.program import Program
@@ -117,18 +117,33 @@ class Maker:
             self.values.append(low.emit("flip", [x], axes=(x.rank - 1,)))
 
 
-@given(st.randoms(use_true_random=True))
-def test_random_graph(rng: random.Random) -> None:
+def random_graph(rng: random.Random) -> tuple[Graph, list[np.ndarray]]:
+    """A graph of up to a dozen operators, with inputs for it."""
     maker = Maker(rng)
     maker.input(tuple(rng.choice(EXTENTS) for _ in range(rng.randint(0, 4))))
     for _ in range(rng.randint(1, 12)):
         maker.step()
         if maker.values[-1].type.numel() > 20000 and len(maker.values) > 1:
             maker.values.pop()
-    outputs = [maker.values[-1], maker.pick()]
-    graph = maker.lowering.finish(outputs)
+    graph = maker.lowering.finish([maker.values[-1], maker.pick()])
     check(graph)
-    expected = reference.evaluate(graph, maker.arrays)
-    program = Program(prepare(graph), {"tuple": [TENSOR] * len(maker.arrays)}, {"list": [TENSOR] * len(outputs)})
-    for found, exact in zip(program.run_flat(maker.arrays), expected, strict=True):
+    return graph, maker.arrays
+
+
+def program_of(graph: Graph, arrays: list[np.ndarray]) -> Program:
+    structure = ({"tuple": [TENSOR] * len(arrays)}, {"list": [TENSOR] * len(graph.outputs)})
+    return Program(prepare(graph), *structure)
+
+
+def random_program(rng: random.Random) -> tuple[Program, list[np.ndarray]]:
+    """The compiled form of a random graph, with inputs for it."""
+    graph, arrays = random_graph(rng)
+    return program_of(graph, arrays), arrays
+
+
+@given(st.randoms(use_true_random=True))
+def test_random_graph(rng: random.Random) -> None:
+    graph, arrays = random_graph(rng)
+    expected = reference.evaluate(graph, arrays)
+    for found, exact in zip(program_of(graph, arrays).run_flat(arrays), expected, strict=True):
         assert found.shape == exact.shape and found.tobytes() == exact.tobytes()

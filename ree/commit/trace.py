@@ -107,8 +107,8 @@ class Manifest:
 
     @cached_property
     def head(self) -> Head:
-        lists = (list_id(ids) for ids in (self.inputs, self.weights, self.outputs))
-        return Head(self.program_id, self.sizes, *lists, len(self.stages))
+        inputs, weights, outputs = (list_id(ids) for ids in (self.inputs, self.weights, self.outputs))
+        return Head(self.program_id, self.sizes, inputs, weights, outputs, len(self.stages))
 
 
 class Trace:

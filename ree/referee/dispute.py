@@ -15,7 +15,8 @@ import numpy as np
 
 from ree.commit import merkle
 from ree.commit.local import first_difference, inconsistencies
-from ree.commit.trace import Trace
+from ree.commit.stages import Kind
+from ree.commit.trace import Trace, tensor_ids
 from ree.element.encode import encode as encode_program
 from ree.errors import InputError, VerificationError
 from ree.referee.cells import encode
@@ -91,6 +92,11 @@ def _check(program: Program, claim: Trace) -> None:
         raise VerificationError(
             f"the claim is about program {claim.program_id.hex()[:16]}, this is {program.program_id.hex()[:16]}"
         )
+    manifest = claim.manifest
+    if len(manifest.roots) != len(program.stages(program.checked_sizes(manifest.sizes))):
+        raise VerificationError(f"the claim has {len(manifest.roots)} results, not those of the program")
+    if manifest.weights != tensor_ids(manifest.stages, program.weight_roots, Kind.CONSTANT):
+        raise VerificationError("the claim is about other weights than the program's")
 
 
 def _same_run(a: Trace, b: Trace) -> None:

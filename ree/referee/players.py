@@ -99,6 +99,7 @@ class Position:
         """The proof that a step is wrong: what the referee will read, opened in that order."""
         openings: list[bytes] = []
         own = np.ascontiguousarray(cells).view(np.uint8)
+        self._outboards.pop(CELLS, None)  # of other cells
 
         def read(port: int, start: int, count: int) -> bytes:
             memory = own if port == CELLS else self._memories[port]
