@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import gc
 import json
 import os
@@ -351,9 +352,11 @@ def test_a_full_disk_leaves_nothing_of_a_trace(
 
 @pytest.fixture
 def spills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of temporary files."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path
+    """The folder of files for kept results; other temporary files, such as torch's, go elsewhere."""
+    folder = tmp_path / "spills"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "TemporaryFile", functools.partial(tempfile.TemporaryFile, dir=folder))
+    return folder
 
 
 def mapped(folder: Path) -> bool:
@@ -377,6 +380,20 @@ def test_kept_in_a_file_or_in_memory_are_the_same(name: str, spills: Path) -> No
     del held
     gc.collect()
     assert not mapped(spills)
+
+
+def test_the_file_lies_where_the_environment_says(tmp_path: Path) -> None:
+    program, inputs = compiled("convolution")
+    program.save(tmp_path / "m.ree")
+    np.save(tmp_path / "x.npy", inputs[0].numpy())
+    (tmp_path / "spills").mkdir()
+    code = (
+        "import os, numpy as np, ree\n"
+        "_, trace = ree.load('m.ree').run(np.load('x.npy'), keep=True, keep_bytes_max=0)\n"
+        "assert os.environ['TMPDIR'] in open('/proc/self/maps').read() and os.listdir('spills') == []\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "spills")}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=env)
 
 
 def test_results_are_computed_again_into_a_file(spills: Path) -> None:
@@ -413,7 +430,7 @@ def test_no_room_for_kept_results(spills: Path, monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(ree.LimitError, match="No space left"):
             program.run(*inputs, keep=True, keep_bytes_max=0)
     with monkeypatch.context() as patch:
-        patch.setattr(tempfile, "tempdir", str(spills / "missing"))
+        patch.setattr(tempfile, "TemporaryFile", functools.partial(tempfile.TemporaryFile, dir=spills / "missing"))
         with pytest.raises(ree.LimitError):
             program.run(*inputs, keep=True, keep_bytes_max=0)
     assert not runs and not mapped(spills) and list(spills.iterdir()) == []
