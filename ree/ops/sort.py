@@ -31,36 +31,67 @@ def _argtopk_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     return TensorType((*lead, k), DType.I64)
 
 
-def _less(b: Builder, left: Value, right: Value) -> Value:
-    """left < right in the total order."""
-    if left.type is Type.BOOL:
-        return ~left & right
-    if left.type.is_float:
-        return (left < right) | (right.ne(right) & left.eq(left))
-    return left < right
+class _Order:
+    """The total order of a type's values, upwards or downwards, and its values by number.
+
+    Numbers have as many bits as the type; a value's number grows with the order. NaN is greatest, -0 equals +0.
+    """
+
+    def __init__(self, b: Builder, type: Type, descending: bool) -> None:
+        self.b, self.type, self.descending = b, type, descending
+        self.bits = 1 if type is Type.BOOL else type.bits
+        self.digits = Type.U64 if self.bits == 64 else Type.U32
+
+    def value(self, number: Value) -> Value:
+        """The value of a number; a number below that of -inf, or above that of +inf, stands for -inf, or NaN."""
+        b, sign = self.b, 1 << (self.bits - 1)
+        up = number ^ (2 * sign - 1) if self.descending else number
+        if self.type is Type.BOOL:
+            return up.ne(0)
+        if not self.type.is_float:
+            return b.convert(up ^ sign if self.type.is_signed else up, self.type)
+        lowest = {32: 0x007FFFFF, 64: 0x000FFFFFFFFFFFFF}[self.bits]  # the number of -inf
+        up = b.max(up, lowest)
+        return b.bitcast(b.select(up >= sign, up ^ sign, ~up), self.type)
+
+    def before(self, x: Value, pivot: Value) -> Value:
+        """Whether x comes before the pivot."""
+        left, right = (pivot, x) if self.descending else (x, pivot)
+        if self.type is Type.BOOL:
+            return ~left & right
+        if self.type.is_float:
+            return (left < right) | (right.ne(right) & left.eq(left))
+        return left < right
+
+    def same(self, x: Value, y: Value) -> Value:
+        return x.eq(y) | (x.ne(x) & y.ne(y)) if self.type.is_float else x.eq(y)
 
 
-def _at_rank(b: Builder, descending: bool) -> Value:
+def _at_rank(b: Builder, type: Type, descending: bool) -> Value:
     """The index of the element that stands at the output's position of its sorted row.
 
-    An element's rank is the number of elements that come before it; ranks are a
-    permutation, so exactly one index has the rank sought.
+    The element's value is found bit by bit: it is the last one that at most `position` elements come before. Of the
+    elements with that value it is the one whose turn it is, in the order of their indices.
     """
     *row, position = b.indices()
     extent = b.extent(0, len(row))
+    order = _Order(b, type, descending)
 
-    def rank(i: Value) -> Value:
-        mine = b.load(0, *row, i)
+    def count_before(pivot: Value) -> Value:
+        return b.fold_isum(extent, lambda j: b.convert(order.before(b.load(0, *row, j), pivot), Type.I64))
 
-        def before(j: Value) -> Value:
-            other = b.load(0, *row, j)
-            less, greater = _less(b, other, mine), _less(b, mine, other)
-            first, last = (greater, less) if descending else (less, greater)
-            return b.convert(first | (~last & (j < i)), Type.I64)
+    def next_bit(k: Value, number: Value) -> list[Value]:
+        larger = number | (b.const(1, order.digits) << b.convert(b.i64(order.bits - 1) - k, order.digits))
+        return [b.select(count_before(order.value(larger)) <= position, larger, number)]
 
-        return b.fold_isum(extent, before)
+    value = order.value(b.chain(b.i64(order.bits), [b.const(0, order.digits)], next_bit)[0])
+    turn = position - count_before(value)
 
-    return b.fold_isum(extent, lambda i: b.select(rank(i).eq(position), i, b.i64(0)))
+    def look(j: Value, seen: Value, found: Value) -> list[Value]:
+        same = order.same(b.load(0, *row, j), value)
+        return [seen + b.convert(same, Type.I64), b.select(same & seen.eq(turn), j, found)]
+
+    return b.chain(extent, [b.i64(0), b.i64(0)], look)[1]
 
 
 @operator_def(
@@ -70,14 +101,14 @@ def _at_rank(b: Builder, descending: bool) -> Value:
     doc="indices that sort the last axis, stable; NaN is greatest, -0 equals +0",
 )
 def _argsort(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
-    return _at_rank(b, attrs["descending"])
+    return _at_rank(b, ins[0].dtype.element, attrs["descending"])
 
 
 @operator_def(
     "argtopk", kind="sort", infer=_argtopk_type, doc="the first k indices of argsort (descending if `largest`)"
 )
 def _argtopk(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
-    return _at_rank(b, attrs["largest"])
+    return _at_rank(b, ins[0].dtype.element, attrs["largest"])
 
 
 # -- lowerings ------------------------------------------------------------------------------
