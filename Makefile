@@ -7,7 +7,7 @@
 PYTHON     ?= python3
 VENV       ?= .venv
 PIP_FLAGS  ?=
-FUZZ_COUNT ?= 20000
+FUZZ_COUNT ?= 100000
 
 BIN     := $(VENV)/bin
 PY      := $(BIN)/python
@@ -24,7 +24,7 @@ help:
 	@echo "make lint         ruff and mypy"
 	@echo "make bench        all benchmarks, results in benchmarks/results (about an hour)"
 	@echo "make bench-quick  the smallest of them (minutes)"
-	@echo "make fuzz         the readers of .ree files and receipts, and random graphs, for longer"
+	@echo "make fuzz         all that is read from outside, mutated 100,000 times each, and random graphs (an hour)"
 	@echo "make exhaustive   every univariate function on all 2^32 inputs (hours)"
 	@echo "make cross        the kernels on aarch64 and riscv64 under qemu-user (needs Debian and root, or the tools)"
 
@@ -79,6 +79,8 @@ bench: $(STAMPS)/dev
 	$(PY) benchmarks/pointwise.py
 	$(PY) benchmarks/hashing.py
 	$(PY) benchmarks/commit.py
+	$(PY) benchmarks/proof.py
+	$(PY) benchmarks/dispute.py
 	$(PY) benchmarks/models.py
 	$(PY) benchmarks/reproducibility.py
 	$(PY) benchmarks/memory.py
@@ -91,6 +93,8 @@ bench-quick: $(STAMPS)/dev
 	$(PY) benchmarks/pointwise.py --quick
 	$(PY) benchmarks/hashing.py --quick
 	$(PY) benchmarks/commit.py --quick
+	$(PY) benchmarks/proof.py --quick
+	$(PY) benchmarks/dispute.py --quick
 	$(PY) benchmarks/models.py --quick
 	$(PY) benchmarks/reproducibility.py --quick
 	$(PY) benchmarks/memory.py --quick
@@ -100,6 +104,9 @@ bench-quick: $(STAMPS)/dev
 fuzz: $(STAMPS)/test
 	$(PY) -m tests.fuzz_file $(FUZZ_COUNT)
 	$(PY) -m tests.fuzz_receipt $(FUZZ_COUNT)
+	$(PY) -m tests.fuzz_trace $(FUZZ_COUNT)
+	$(PY) -m tests.fuzz_proof $(FUZZ_COUNT)
+	$(PY) -m tests.fuzz_dispute $(FUZZ_COUNT)
 	HYPOTHESIS_PROFILE=long $(PY) -m pytest -q tests/test_random_graphs.py
 
 exhaustive: $(STAMPS)/test
