@@ -2,77 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import random
-from collections.abc import Callable
 
-import blake3
 import numpy as np
 
 import ree
-from ree.commit.local import Check
 from ree.commit.trace import Manifest, Trace
-from ree.errors import RunError
+from ree.tampering import Change, flip, lie, with_results
 
-Change = Callable[[np.ndarray], None]  # changes a stage's result, of its logical shape, in place
-
-
-def memory(trace: Trace, stage: int, array: np.ndarray) -> bytes:
-    """A result as it is committed to."""
-    return np.ascontiguousarray(array.transpose(trace.manifest.stages[stage].order)).tobytes()
-
-
-def with_results(trace: Trace, results: list[np.ndarray]) -> Trace:
-    """The claim that a run gave these results."""
-    roots = [blake3.blake3(memory(trace, n, array)).digest() for n, array in enumerate(results)]
-    return Trace(dataclasses.replace(trace.manifest, roots=tuple(roots)), trace.program, trace.inputs, lambda: results)
-
-
-def lie(trace: Trace, stage: int, change: Change, follow: bool = True) -> Trace:
-    """A claim with another result at one stage; follow: what comes after is computed from that."""
-    results = [array.copy() for array in trace.tensors.values()]
-    change(results[stage])
-    if follow:
-        with contextlib.suppress(RunError):  # no run can follow an index that is out of range
-            _Follow(trace, stage, results).run()
-    return with_results(trace, results)
-
-
-class _Follow(Check):
-    """Runs the program with a result of ours at one stage."""
-
-    def __init__(self, trace: Trace, stage: int, results: list[np.ndarray]) -> None:
-        super().__init__(trace.program.plan(trace.manifest.sizes), trace)
-        self.stage, self.results = stage, results
-
-    def refused(self, number: int) -> int:
-        raise RunError("an index is out of range")
-
-    def compare(self, number: int) -> None:
-        order = self.trace.manifest.stages[number].order
-        found = self.memory(number, [self.results[number].shape[axis] for axis in order])
-        if number == self.stage:
-            found[...] = self.results[number].transpose(order)
-        elif number > self.stage:
-            self.results[number] = found.transpose(np.argsort(order)).copy()
-
-
-def flip(element: int, bit: int = 0) -> Change:
-    """Flips a bit of one element: bit 0 of a float is one unit in the last place."""
-
-    def change(array: np.ndarray) -> None:
-        size = array.dtype.itemsize
-        if array.dtype == bool:
-            flat = array.reshape(-1)
-            flat[element] = not flat[element]
-            array[...] = flat.reshape(array.shape)
-            return
-        flat = np.ascontiguousarray(array).reshape(-1).view(f"u{size}")
-        flat[element] ^= np.array(1 << bit % (8 * size), flat.dtype)
-        array[...] = flat.view(array.dtype).reshape(array.shape)
-
-    return change
+__all__ = ["Change", "elements", "flip", "lie", "nan_payload", "other_weights", "renamed", "with_results"]
 
 
 def nan_payload(element: int) -> Change:
