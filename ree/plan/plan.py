@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -43,7 +43,7 @@ class Plan:
         self._linked = (0, False)  # address of the arena that the steps' pointers lead into; whether it keeps results
         self._hashing: list[Step] = []
         self.spare: list[Any] = []  # an arena of `kept_bytes` that is free: fresh memory costs more than hashing it
-        self._table: Any = None
+        self._table: Any = None  # of all steps, once they are compiled
         self._patches: dict[tuple[str, int], list[tuple[int, int]]] = {}
 
     # -- memory -----------------------------------------------------------------------
@@ -93,11 +93,11 @@ class Plan:
             step.keep = (*step.keep, kernel)
         for step in self.steps:
             self._link(step)
-        self._table = _table(self.steps)
+        self._table = _Table([(step,) for step in self.steps])
 
     @cached_property
-    def _committed(self) -> tuple[Any, int, Hashing]:
-        """The table of all steps, each result's followed by the one that hashes it; its length; the hashes."""
+    def committed_steps(self) -> tuple[list[Step], Hashing]:
+        """All steps, each result's followed by the one that hashes it; the hashes."""
         hashing = Hashing(len(self.results))
         rows: list[Step] = []
         done = 0
@@ -112,7 +112,30 @@ class Plan:
         for step in self._hashing:
             self._link(step)
         self._linked = (0, False)
-        return _table(rows), len(rows), hashing
+        return rows, hashing
+
+    @cached_property
+    def _committed(self) -> tuple[_Table, Hashing]:
+        """The table of all steps with their hashes, and the hashes.
+
+        A result is hashed along with the step after it, so that no thread waits for a hash; unless its memory is free
+        by then, since nobody reads it.
+        """
+        rows, hashing = self.committed_steps
+        own = {id(step) for step in self._hashing}
+        last_use = {
+            slot.buffer: n for n, step in enumerate(rows) if id(step) not in own for _, slot in step.all_pointers()
+        }
+        joined: list[tuple[Step, ...]] = []
+        for number, step in enumerate(rows):
+            before = rows[number - 1] if number else step
+            hashed = [slot.buffer for _, slot in before.pointers] if id(before) in own else []
+            kept = hashed and all(b.kind != "arena" or last_use[b] >= number for b in hashed)
+            if kept and id(step) not in own:
+                joined[-1] = (before, step)
+            else:
+                joined.append((step,))
+        return _Table(joined), hashing
 
     def _link(self, step: Step) -> None:
         for hook, function, args in self._hooks(step):
@@ -149,7 +172,7 @@ class Plan:
         RunError: an operator met a value that it refuses (an index out of range).
         """
         self.compile()
-        self._run(self._table, len(self.steps), inputs, outputs, None)
+        self._run(self._table.rows, self._table.length, inputs, outputs, None)
 
     def run_committed(self, inputs: Sequence[int], outputs: Sequence[int], arena: Any = None) -> list[bytes]:
         """Run all steps; the BLAKE3 hash of each result's memory, made as soon as it is there.
@@ -157,15 +180,15 @@ class Plan:
         arena: `kept_bytes` of memory (a cffi pointer) in which all results stay; else as `run`.
         """
         self.compile()
-        table, length, hashing = self._committed
-        self._run(table, length, inputs, outputs, arena)
+        table, hashing = self._committed
+        self._run(table.rows, table.length, inputs, outputs, arena)
         return [digest.tobytes() for digest in hashing.digests]
 
     def run_one(self, number: int, inputs: Sequence[int], outputs: Sequence[int], arena: Any) -> None:
         """Run the steps of one result in an arena of `kept_bytes`, on whatever lies in it for the results before."""
         self.compile()
         first = self.results[number - 1].after if number else 0
-        self._run(self._table + first, self.results[number].after - first, inputs, outputs, arena)
+        self._run(self._table.rows + first, self.results[number].after - first, inputs, outputs, arena)
 
     def _run(self, table: Any, length: int, inputs: Sequence[int], outputs: Sequence[int], arena: Any) -> None:
         self._link_arena(_address(self._own_arena() if arena is None else arena), arena is not None)
@@ -182,14 +205,29 @@ class Plan:
             raise RunError("an index is out of range")
 
 
-def _table(steps: Iterable[Step]) -> Any:
-    """The steps as the executor reads them (ree_step[])."""
-    rows = list(steps)
-    table = cpu.runtime().ffi.new("ree_step[]", max(1, len(rows)))
-    for row, step in zip(table, rows, strict=False):
-        row.kernel = cpu.runtime().ffi.cast("ree_kernel", step.address)
-        row.args = cpu.runtime().ffi.cast("void *", step.args)
-        row.rows, row.cols = step.shape
-        row.row_grain, row.col_grain = step.grain
-        row.scratch_bytes = step.scratch_bytes
-    return table
+class _Table:
+    """Steps as the executor reads them (ree_step[]); two in one row run as one."""
+
+    def __init__(self, rows: Sequence[tuple[Step, ...]]) -> None:
+        ffi, lib = cpu.runtime().ffi, cpu.runtime().lib
+        self.rows = ffi.new("ree_step[]", max(1, len(rows)))
+        self.length = len(rows)
+        self._pairs = []  # the rows hold addresses only
+        for row, parts in zip(self.rows, rows, strict=False):
+            if len(parts) == 1:
+                _fill(row, parts[0])
+                continue
+            pair = ffi.new("ree_pair *")
+            for row_of, part in zip((pair.first, pair.second), parts, strict=True):
+                _fill(row_of, part)
+            row.kernel, row.args = ffi.addressof(lib, "ree_both"), pair
+            row.rows, row.cols, row.row_grain, row.col_grain = 1, lib.ree_pair_boxes(pair), 1, 1
+            self._pairs.append(pair)
+
+
+def _fill(row: Any, step: Step) -> None:
+    row.kernel = cpu.runtime().ffi.cast("ree_kernel", step.address)
+    row.args = cpu.runtime().ffi.cast("void *", step.args)
+    row.rows, row.cols = step.shape
+    row.row_grain, row.col_grain = step.grain
+    row.scratch_bytes = step.scratch_bytes

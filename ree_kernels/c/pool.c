@@ -190,6 +190,21 @@ static void run_box(const ree_step *step, int64_t box)
         atomic_store(&pool.error, ENOMEM);
 }
 
+int64_t ree_pair_boxes(const ree_pair *pair) { return count_boxes(&pair->first) + count_boxes(&pair->second); }
+
+void ree_both(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch)
+{
+    const ree_pair *pair = args;
+    const int64_t boxes = count_boxes(&pair->first);
+    (void)r0, (void)r1, (void)scratch; /* each box gets the scratch of its own step */
+    for (int64_t c = c0; c < c1; c++) {
+        if (c < boxes)
+            run_box(&pair->first, c);
+        else
+            run_box(&pair->second, c - boxes);
+    }
+}
+
 /* Open the first step from `step` on that has a box (or the end of the run). Nobody holds a box now, and until
  * `progress` names the new step nobody can claim one. */
 static void open_step(int64_t step)
@@ -344,12 +359,14 @@ static int check_step(const ree_step *step)
     return down > MAX_BOXES || across > MAX_BOXES || (across && down > MAX_BOXES / across) ? EINVAL : 0;
 }
 
+static int check_pair(const ree_pair *pair) { return check_step(&pair->first) || check_step(&pair->second); }
+
 int ree_run(const ree_step *steps, int64_t n_steps)
 {
     if (n_steps < 0 || n_steps > MAX_BOXES || (n_steps && !steps))
         return EINVAL;
     for (int64_t i = 0; i < n_steps; i++)
-        if (check_step(&steps[i]))
+        if (check_step(&steps[i]) || (steps[i].kernel == ree_both && check_pair(steps[i].args)))
             return EINVAL;
     pthread_once(&once, initialise);
     pthread_mutex_lock(&pool.run_lock);

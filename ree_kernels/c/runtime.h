@@ -8,6 +8,14 @@
  * 0, or EINVAL (a malformed step), ENOMEM (scratch), EAGAIN (a thread could not start). */
 int ree_run(const ree_step *steps, int64_t n_steps);
 
+/* A step kernel that runs the boxes of two steps, which must not depend on one another, as one: rows 1, a column for
+ * each box (`ree_pair_boxes`), those of `first` first; args is a ree_pair. Threads need not wait between the two. */
+typedef struct {
+    ree_step first, second;
+} ree_pair;
+void ree_both(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch);
+int64_t ree_pair_boxes(const ree_pair *pair);
+
 /* Set the number of threads (the caller's included) of later runs; 0 or EINVAL. */
 int ree_set_threads(int64_t n_threads);
 int64_t ree_get_threads(void);
