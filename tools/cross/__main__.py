@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from tools.cross import targets
+from tools.cross.job import Case
 from tools.cross.proof import Result, prove, summary
 from tools.cross.targets import QUICK, CrossError
 
@@ -23,9 +24,19 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _cases(quick: bool) -> list[Case]:
+    from tools.cross import committed, elements, models  # torch is imported once it is known to be needed
+
+    if quick:
+        whole = models.quick()
+        return [*elements.quick(), *whole, *committed.quick(whole)]
+    whole = models.full()
+    return [*elements.full(), *whole, *committed.full(whole)]
+
+
 def _show(result: Result) -> None:
     verdict = "equal" if result.equal else f"DIFFERENT in {result.different} bytes"
-    print(f"{result.processor:32} {result.case:24} {result.digest[:16]} {result.seconds:7.2f} s  {verdict}", flush=True)
+    print(f"{result.processor:32} {result.case:36} {result.digest[:16]} {result.seconds:7.2f} s  {verdict}", flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,9 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         lacking = targets.missing(processors)
         if lacking:
             raise CrossError(lacking)
-        from tools.cross import elements, models  # torch is imported once it is known to be needed
-
-        cases = [*elements.quick(), *models.quick()] if options.quick else [*elements.full(), *models.full()]
+        cases = _cases(options.quick)
         results = prove(cases, processors, options.threads, _show)
     except CrossError as error:
         print(f"cross: {error}", file=sys.stderr)

@@ -287,7 +287,17 @@ def columns() -> Case:
 def hashes() -> Case:
     """BLAKE3 of lengths around blocks, chunks, vectors of chunks and groups."""
     sheet = Sheet("hashes")
-    for n, group_chunks in ((1, 1), (64, 1), (1025, 1), (3073, 2), (16384, 4), (31745, 16), (102400, 16), (300001, 16)):
+    for n, group_chunks in (
+        (0, 1),
+        (1, 1),
+        (64, 1),
+        (1025, 1),
+        (3073, 2),
+        (16384, 4),
+        (31745, 16),
+        (102400, 16),
+        (300001, 16),
+    ):
         sheet.add_hash(np.resize(np.arange(251, dtype=np.uint8), n), group_chunks)
     return sheet.case()
 

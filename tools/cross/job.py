@@ -23,6 +23,7 @@ from ree.plan.fuse import Kernel
 from ree.plan.plan import Plan
 from ree.plan.schedules import strided
 from ree.plan.step import Buffer, Slot, Step
+from ree.program import Program
 from ree.types import TensorType
 from tools.cross.targets import CrossError
 
@@ -43,20 +44,31 @@ C_KERNELS = {
     "ree_scatter_rows": 0,
     "ree_blake3_groups": 0,
     "ree_blake3_root": 0,
+    "ree_blake3_roots": 0,
 }
 PANELLED = ("ree_matmul", "ree_conv")
+CHAINING = "chaining values"  # start of a kind of buffer: what hashing steps hand to one another
 TO_MEMORY, TO_PACK, TO_KERNEL = range(3)
 PACK_MATMUL, PACK_CONV = range(2)
 
 
 @dataclass
 class Case:
-    """A plan with inputs to run it on; `outputs` are the types of what it gives."""
+    """A plan with inputs to run it on; `outputs` are the types of what it gives, `program` is where it is from."""
 
     name: str
     plan: Plan
     inputs: list[np.ndarray]
     outputs: list[TensorType]
+    program: Program | None = None
+
+    def rows(self) -> list[tuple[Step, ...]]:
+        """What a job runs; two steps in one row run as one (`ree_both`)."""
+        return [(step,) for step in self.plan.steps]
+
+    def result(self, data: bytes) -> bytes:
+        """What is compared, from the bytes that a job gave."""
+        return data
 
     def run_here(self) -> bytes:
         """Outputs and status word as this process computes them, as one string of bytes."""
@@ -90,7 +102,9 @@ class Job:
     _packs: dict[int, tuple[int, ...]] = field(default_factory=dict)
     _steps: list[tuple[int, ...]] = field(default_factory=list)
     _places: dict[tuple[str, int], int] = field(default_factory=dict)
-    _zeros: list[tuple[tuple[str, int], int]] = field(default_factory=list)  # buffers beyond the image
+    _zeros: dict[tuple[str, int], int] = field(default_factory=dict)  # sizes of buffers beyond the image
+    _arena: dict[tuple[str, int], int] = field(default_factory=dict)  # offsets of buffers in the plan's arena
+    _structs: dict[int, int] = field(default_factory=dict)  # places of argument structs by their address here
 
     def encode(self) -> bytes:
         """The file's bytes."""
@@ -100,9 +114,10 @@ class Job:
             self._places["input", number] = self._put(array.tobytes())
         pending: list[tuple[int, Slot]] = []
         status: list[int] = []
-        for step in self.case.plan.steps:
-            args = self._arguments(step, pending, status)
-            self._steps.append(self._row(step, args))
+        for row in self.case.rows():
+            for number, step in enumerate(row):
+                args = self._arguments(step, pending, status)
+                self._steps.append((*self._row(step, args), number))
         for _, slot in pending:
             self._hold(slot.buffer)
         memory_bytes = self._place_zeros()
@@ -131,27 +146,30 @@ class Job:
     def _hold(self, buffer: Buffer) -> None:
         """Give a buffer its memory, once."""
         key = (buffer.kind, buffer.number)
-        if key in self._places or key in dict(self._zeros):
+        if key in self._places or key in self._zeros or key in self._arena:
             return
         weights = self.case.plan.weights
         if buffer.kind == "constant":
             self._places[key] = self._put(np.ascontiguousarray(weights.array(buffer.number)).tobytes())
         elif buffer.kind == "packed":
             self._places[key] = self._pack(buffer.number)
-        elif buffer.kind in ("arena", "output"):
-            self._zeros.append((key, buffer.size_bytes))
+        elif buffer.kind == "arena":
+            self._arena[key] = self.case.plan._offsets[buffer]  # memory is used again here as it is in the plan
+        elif buffer.kind == "output" or buffer.kind.startswith(CHAINING):
+            self._zeros[key] = buffer.size_bytes
         else:
             raise CrossError(f"{self.case.name}: no data for {buffer}")
 
     def _place_zeros(self) -> int:
         """Places of what is not in the image: outputs, arena, the status word; the memory's size."""
-        written = {key for key, _ in self._zeros}
-        missing = [(("output", n), t.size_bytes()) for n, t in enumerate(self.case.outputs)]
-        buffers = [*self._zeros, *(item for item in missing if item[0] not in written), (("status", 0), 8)]
+        outputs = {("output", n): t.size_bytes() for n, t in enumerate(self.case.outputs)}
+        arena = ("arena", -1)
+        buffers = {**self._zeros, **outputs, arena: self.case.plan.arena_bytes, ("status", 0): 8}
         end = len(self._image)
-        for key, size_bytes in buffers:
+        for key, size_bytes in buffers.items():
             self._places[key] = -(-end // ALIGN_BYTES) * ALIGN_BYTES
             end = self._places[key] + size_bytes
+        self._places |= {key: self._places[arena] + offset for key, offset in self._arena.items()}
         return end
 
     def _point(self, where: int, slot: Slot) -> None:
@@ -204,6 +222,7 @@ class Job:
         pending: (place of a pointer, what it points to); status: places of pointers to the status word.
         """
         start, memory = self._copy(step)
+        self._structs[step.args] = start
 
         def place(address: int) -> int:
             for base, size_bytes, offset in memory:
@@ -224,6 +243,8 @@ class Job:
     def _copy(self, step: Step) -> tuple[int, list[tuple[int, int, int]]]:
         """The struct's place, and (address here, bytes, place in the image) of all memory of the arguments."""
         if step.kernel is None:
+            if self._symbol(step) == "ree_blake3_roots":
+                return self._copy_roots(step)
             size_bytes = _struct_bytes(step.keep[0])
             offset = self._put(_bytes_at(step.args, size_bytes))
             return offset, [(step.args, size_bytes, offset)]
@@ -233,6 +254,14 @@ class Job:
         for field_number in (0, 1):
             self._relocations.append((start + 8 * field_number, TO_MEMORY, 0, memory[field_number][2]))
         return start, memory
+
+    def _copy_roots(self, step: Step) -> tuple[int, list[tuple[int, int, int]]]:
+        """The same for a table of pointers to the structs of earlier steps."""
+        table: np.ndarray = step.keep[0]
+        start = self._put(bytes(table.nbytes))
+        for number, address in enumerate(table.tolist()):
+            self._relocations.append((start + 8 * number, TO_MEMORY, 0, self._structs[address]))
+        return start, [(step.args, table.nbytes, start)]
 
 
 def _struct_bytes(pointer: Any) -> int:

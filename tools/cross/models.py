@@ -33,7 +33,7 @@ def case(name: str, model: nn.Module | Callable[..., Any], *inputs: Tensor) -> C
     program = ree.compile(module.eval(), inputs)
     plan: Plan = program.plan(())
     outputs: list[TensorType] = [plan.graph.type_of(v) for v in plan.graph.outputs]
-    return Case(name, plan, [np.ascontiguousarray(x.numpy()) for x in inputs], outputs)
+    return Case(name, plan, [np.ascontiguousarray(x.numpy()) for x in inputs], outputs, program)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -65,7 +65,7 @@ def prove(
             for case, job, want in zip(cases, jobs, expected, strict=True):
                 start = time.perf_counter()
                 try:
-                    got = build.run(processor, executable, job, threads, TIMEOUT_S)
+                    got = case.result(build.run(processor, executable, job, threads, TIMEOUT_S))
                 except CrossError as error:
                     raise CrossError(f"{processor.name}, {case.name}: {error}") from None
                 add(processor.name, case, got, want, time.perf_counter() - start)

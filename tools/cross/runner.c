@@ -48,6 +48,7 @@ enum { SCRATCH_FIXED, SCRATCH_MATMUL, SCRATCH_CONV, SCRATCH_ATTENTION, SCRATCH_S
 typedef struct {
     int64_t symbol, args, rows, cols, row_grain, col_grain;
     int64_t scratch_kind, scratch_bytes;
+    int64_t joined; /* runs as one with the step before */
 } step;
 
 typedef struct {
@@ -134,17 +135,32 @@ static void relocate(const relocation *r, char *memory, float **packed)
     memcpy(memory + r->where, &value, sizeof value);
 }
 
+static ree_step both(ree_step first, ree_step second)
+{
+    ree_pair *pair = allocate(sizeof *pair);
+    *pair = (ree_pair){first, second};
+    return (ree_step){.kernel = ree_both, .args = pair, .rows = 1, .cols = ree_pair_boxes(pair), .row_grain = 1,
+                      .col_grain = 1};
+}
+
 static void run(const step *steps, int64_t count, char *memory)
 {
     ree_step *table = allocate(count * (int64_t)sizeof *table);
+    int64_t rows = 0;
     for (int64_t i = 0; i < count; i++) {
         const step *s = &steps[i];
         const void *args = memory + s->args;
-        table[i] = (ree_step){.kernel = kernel(s->symbol), .args = args, .rows = s->rows, .cols = s->cols,
+        const ree_step own = {.kernel = kernel(s->symbol), .args = args, .rows = s->rows, .cols = s->cols,
                               .row_grain = s->row_grain, .col_grain = s->col_grain,
                               .scratch_bytes = scratch_bytes(s, args)};
+        if (s->joined && !rows)
+            fail("the first step has none before it");
+        if (s->joined)
+            table[rows - 1] = both(table[rows - 1], own);
+        else
+            table[rows++] = own;
     }
-    if (ree_run(table, count))
+    if (ree_run(table, rows))
         fail("the executor failed");
 }
 
