@@ -8,10 +8,11 @@ is checked before it is used (docs/SPEC.md, "Program file").
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,16 @@ class FileData:
         if data.size != count or digest(data) != self.digest:
             raise FormatError(f"{self.path}: a weight is truncated or altered")
         return data.reshape(self.type.extents())
+
+
+@dataclass(frozen=True, slots=True)
+class DataRoot:
+    """A constant of which only the data root is known."""
+
+    digest: bytes
+
+    def read(self) -> np.ndarray:
+        raise InputError("the weights of this program are not here, only their digests")
 
 
 def digest(data: np.ndarray) -> bytes:
@@ -135,7 +146,7 @@ def _write(path: Path, header: bytes, constants: list[Constant]) -> None:
 
 def data_root(constant: Constant) -> bytes:
     """The data root of a constant; what comes from a file is held to it whenever it is read."""
-    return constant.data.digest if isinstance(constant.data, FileData) else digest(constant.array())
+    return constant.data.digest if isinstance(constant.data, FileData | DataRoot) else digest(constant.array())
 
 
 def _type_json(type: TensorType) -> list[Any]:
@@ -169,12 +180,31 @@ def load(path: str | os.PathLike[str]) -> tuple[Graph, Any, Any]:
             text = file.read(length)
     except OSError as error:
         raise FormatError(f"{where}: {error.strerror}") from None
-    try:
+    with _malformed(f"{where}: "):
         return _parse(where, text, 8 + length, size_bytes)
+
+
+def parse(description: bytes) -> tuple[Graph, Any, Any]:
+    """A program without weights, from its canonical JSON (`describe`); its constants have data roots only.
+
+    FormatError on anything else, also on other spellings of the same program.
+    """
+    with _malformed(""):
+        found = _program(nesting.loads(description), _without_data)
+        graph, inputs, outputs = found
+        if canonical(describe(graph, inputs, outputs)) != description:
+            raise FormatError("the program is not in its canonical form")
+        return found
+
+
+@contextlib.contextmanager
+def _malformed(where: str) -> Iterator[None]:
+    try:
+        yield
     except Error as error:
-        raise FormatError(f"{where}: {error}") from None
+        raise FormatError(f"{where}{error}") from None
     except MALFORMED as error:
-        raise FormatError(f"{where}: the program is malformed ({type(error).__name__})") from None
+        raise FormatError(f"{where}the program is malformed ({type(error).__name__})") from None
 
 
 def _parse(path: Path, text: bytes, data_start: int, size_bytes: int) -> tuple[Graph, Any, Any]:
@@ -185,17 +215,22 @@ def _parse(path: Path, text: bytes, data_start: int, size_bytes: int) -> tuple[G
     program_text = metadata["ree"].encode("ascii")
     if blake3.blake3(program_text).hexdigest() != metadata["ree.digest"]:
         raise FormatError("the program does not match its digest")
-    program = nesting.loads(program_text)
+
+    def constant(number: int, description: Any) -> Constant:
+        return _constant(path, header[f"c{number}"], description, data_start, size_bytes)
+
+    return _program(nesting.loads(program_text), constant)
+
+
+def _program(program: Any, constant: Callable[[int, Any], Constant]) -> tuple[Graph, Any, Any]:
+    """A program from its JSON values, checked; constant: gives the one of this number and description."""
     if program["version"] != VERSION:
         raise FormatError(f"format version {program['version']} is not supported")
     if len(program["nodes"]) > NODES_MAX:
         raise FormatError("too many nodes")
     graph = Graph(
         [GraphInput(_name(name), _type(type)) for name, type in program["inputs"]],
-        [
-            _constant(path, header[f"c{n}"], entry, data_start, size_bytes)
-            for n, entry in enumerate(program["constants"])
-        ],
+        [constant(n, entry) for n, entry in enumerate(program["constants"])],
         [_node(entry) for entry in program["nodes"]],
         [_int(v) for v in program["outputs"]],
         {_symbol(k): (_int(low), _int(high)) for k, (low, high) in program["symbols"].items()},
@@ -206,6 +241,14 @@ def _parse(path: Path, text: bytes, data_start: int, size_bytes: int) -> tuple[G
     check(graph)
     check_outputs(graph)
     return graph, inputs, outputs
+
+
+def _without_data(number: int, description: Any) -> Constant:
+    name, type_json, hex_digest = description
+    type, root = _type(type_json), bytes.fromhex(hex_digest)
+    if not type.is_static or len(root) != blake3.blake3.digest_size:
+        raise FormatError(f"constant {number} has no data root")
+    return Constant(_name(name), type, DataRoot(root))
 
 
 def _constant(path: Path, entry: Mapping[str, Any], description: Any, data_start: int, size_bytes: int) -> Constant:

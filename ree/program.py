@@ -9,22 +9,20 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import blake3
 import numpy as np
 
 from ree import dims, file, structure
-from ree.errors import DTypeError, FormatError, InputError, ShapeError, VerificationError
-from ree.graph import Graph, bind
+from ree.errors import DTypeError, InputError, ShapeError, VerificationError
+from ree.graph import Graph
 from ree.limits import BINDINGS_CACHED_MAX, KEPT_BYTES_MAX
+from ree.outline import Outline
 from ree.structure import Structure
 from ree.types import DType, TensorType
 
 if TYPE_CHECKING:
     from ree.commit.record import Recording
-    from ree.commit.stages import Stages
     from ree.commit.trace import Manifest, Trace
 
 
@@ -40,7 +38,7 @@ def _renew_locks() -> None:
 os.register_at_fork(after_in_child=_renew_locks)
 
 
-class Program:
+class Program(Outline):
     """A compiled model that gives the same bits on every processor.
 
     Call it as the model itself: tensors of torch (or NumPy arrays) in the model's argument
@@ -58,13 +56,9 @@ class Program:
         """trusted: the graph comes from our own compiler, not from a file."""
         from ree.plan.weights import Weights
 
-        self.graph = graph
-        self.input_structure = inputs
-        self.output_structure = outputs
+        super().__init__(graph, inputs, outputs, trusted)
         self._rebuild = rebuild
-        self._trusted = trusted
         self._weights = Weights(graph.constants)
-        self._stages: dict[tuple[int, ...], Stages] = {}
         self._plans: OrderedDict[tuple[int, ...], Any] = OrderedDict()
         self._lock = threading.Lock()
         _living.add(self)
@@ -174,28 +168,6 @@ class Program:
             recording.run([array.ctypes.data for array in inputs])
         return [tensor for tensor, _ in outputs], recording
 
-    def stages(self, sizes: tuple[int, ...] = ()) -> Stages:
-        """What a trace commits to, for these values of the program's symbols (in their order)."""
-        from ree.commit.stages import Stages
-
-        if sizes not in self._stages:
-            if len(self._stages) >= BINDINGS_CACHED_MAX:
-                self._stages.clear()
-            self._stages[sizes] = Stages(self._static(sizes))
-        return self._stages[sizes]
-
-    def checked_sizes(self, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        """Values of the program's symbols that come from outside; VerificationError if they are none."""
-        bounds = self.graph.symbols.values()
-        if len(sizes) != len(bounds) or any(not low <= n <= high for n, (low, high) in zip(sizes, bounds, strict=True)):
-            raise VerificationError(f"the program's dynamic dimensions cannot be {list(sizes)}")
-        return sizes
-
-    @cached_property
-    def weight_roots(self) -> list[bytes]:
-        """The data root of each constant, in order."""
-        return [file.data_root(constant) for constant in self.graph.constants]
-
     def _held(self, tensors: Sequence[Any]) -> tuple[list[tuple[Any, tuple[int, ...], int]], tuple[int, ...]]:
         """Inputs as memory, and the values of the program's symbols that their shapes mean."""
         if len(tensors) != len(self.graph.inputs):
@@ -207,12 +179,7 @@ class Program:
     def plan(self, binding: tuple[int, ...]) -> Any:
         """The plan for these values of the program's symbols (in their order)."""
         if binding not in self._plans:
-            try:
-                self._plans[binding] = self._new_plan(binding)
-            except file.MALFORMED as error:
-                if self._trusted:
-                    raise
-                raise FormatError(f"the program is malformed ({type(error).__name__}: {error})") from None
+            self._plans[binding] = self.guarded(lambda: self._new_plan(binding))
             if len(self._plans) > BINDINGS_CACHED_MAX:
                 self._plans.popitem(last=False)
         self._plans.move_to_end(binding)
@@ -229,11 +196,7 @@ class Program:
         from ree.plan.planner import Planner
 
         with cpu.default_fp_state():
-            return Planner(self._static(binding), self._weights).run()
-
-    def _static(self, binding: tuple[int, ...]) -> Graph:
-        """The graph at these values of its symbols."""
-        return bind(self.graph, dict(zip(self.graph.symbols, binding, strict=True))) if binding else self.graph
+            return Planner(self.static(binding), self._weights).run()
 
     def _bind(self, shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:
         """The symbols' values that these input shapes mean; ShapeError if they mean none."""
@@ -270,27 +233,6 @@ class Program:
     @property
     def input_names(self) -> list[str]:
         return [i.name for i in self.graph.inputs]
-
-    @cached_property
-    def program_id(self) -> bytes:
-        """BLAKE3 id that binds graph, operator definitions, attributes, shapes and weights."""
-        description = file.describe(self.graph, self.input_structure, self.output_structure, self.weight_roots)
-        hasher = blake3.blake3(derive_key_context="ree v1 program")
-        for part in (file.canonical(description), *self._operator_digests()):
-            hasher.update(len(part).to_bytes(8, "little") + part)
-        return hasher.digest()
-
-    def _operator_digests(self) -> list[bytes]:
-        """Digests of the nodes' element programs, dynamic dimensions at their smallest value above 1."""
-        from ree.element.encode import digest
-        from ree.ops.spec import operator
-
-        graph = self.graph
-        if graph.symbols:
-            graph = bind(graph, {name: max(low, min(2, high)) for name, (low, high) in graph.symbols.items()})
-        return [
-            digest(operator(n.op).program([graph.type_of(v) for v in n.inputs], n.type, n.attrs)) for n in graph.nodes
-        ]
 
     # -- files ----------------------------------------------------------------------------
     def save(self, path: str | os.PathLike[str]) -> None:

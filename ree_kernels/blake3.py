@@ -8,6 +8,8 @@ that of the process (for tests).
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ree_kernels import cpu
@@ -101,6 +103,29 @@ def chunk(data: Buffer, number: int, is_root: bool = False, *, kernels: Kernels 
     out = k.ffi.new("uint8_t[]", CV_BYTES)
     k.lib.ree_blake3_chunk(_plain(k), held, len(held), number, is_root, out)
     return bytes(k.ffi.buffer(out))
+
+
+def opening_root(
+    n_bytes: int, chunks: Sequence[int], data: Buffer, cvs: Buffer, *, kernels: Kernels | None = None
+) -> bytes | None:
+    """The hash of an input of which some chunks are known; None if there are too few or too many chaining values.
+
+    chunks: their numbers, ascending; data: their bytes one after another; cvs: those of the largest subtrees without
+    any of them, from left to right. ValueError: the numbers or the length of the data are wrong.
+    """
+    k = kernels or cpu.kernels()
+    held, others = k.ffi.from_buffer("uint8_t[]", data), k.ffi.from_buffer("uint8_t[]", cvs)
+    last = max(0, n_bytes - 1) // CHUNK_BYTES
+    ascending = all(a < b for a, b in pairwise(chunks))
+    if not chunks or not ascending or chunks[0] < 0 or chunks[-1] > last or len(others) % CV_BYTES:
+        raise ValueError(f"{len(chunks)} chunks do not open an input of {n_bytes} bytes")
+    tail = n_bytes - last * CHUNK_BYTES if chunks[-1] == last else CHUNK_BYTES
+    if len(held) != (len(chunks) - 1) * CHUNK_BYTES + tail:
+        raise ValueError(f"{len(chunks)} chunks of {len(held)} bytes")
+    out = k.ffi.new("uint8_t[]", CV_BYTES)
+    numbers = k.ffi.new("int64_t[]", list(chunks))
+    missing = k.lib.ree_blake3_opening_root(numbers, len(chunks), held, n_bytes, others, len(others) // CV_BYTES, out)
+    return None if missing else bytes(k.ffi.buffer(out))
 
 
 class Hasher:

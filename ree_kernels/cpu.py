@@ -166,6 +166,20 @@ def run_kernel(kernels: Kernels, name: str, args: Any, shape: tuple[int, int], g
     run(step, 1)
 
 
+def dot_lanes(a: Any, b: Any, counts: Any) -> Any:
+    """FMA chains from +0, one for each lane: float32 arrays a, b [k, lanes], counts i64 [lanes]; gives [lanes]."""
+    import numpy as np
+
+    k = kernels()
+    out = np.empty(a.shape[1], np.float32)
+    pointers = [k.ffi.cast(kind, array.ctypes.data) for kind, array in zip(_DOT_TYPES, (a, b, counts, out), strict=True)]
+    k.lib.ree_dot_lanes(*pointers[:3], *a.shape, pointers[3])
+    return out
+
+
+_DOT_TYPES = ("float *", "float *", "int64_t *", "float *")
+
+
 @contextlib.contextmanager
 def default_fp_state() -> Iterator[None]:
     """Round to nearest with subnormals in this thread, whatever the process has set; restored at the end.

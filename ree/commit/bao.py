@@ -110,7 +110,7 @@ class Outboard:
 
     def encode(self, data: Buffer | Reader) -> bytes:
         """The outboard as Bao writes it."""
-        source = _Source(self, data)
+        source = Nodes(self, data)
         last = chunk_count(self.n_bytes) - 1
         parents = [source.parent(*node) for node in nodes(last + 1, 0, last) if node[1] > 1]
         return b"".join([_header(self.n_bytes), *parents])
@@ -119,15 +119,15 @@ class Outboard:
         """The slice of [start, start + length) of the input, whose bytes are `data` or come from a reader."""
         if start < 0 or length < 0:
             raise InputError(f"no range of {length} bytes from {start}")
-        source = _Source(self, data)
+        source = Nodes(self, data)
         parts = [_header(self.n_bytes)]
         for first, n in nodes(chunk_count(self.n_bytes), *chunk_range(self.n_bytes, start, length)):
             parts.append(source.parent(first, n) if n > 1 else source.chunk(first))
         return b"".join(parts)
 
 
-class _Source:
-    """Nodes of an input's tree; one group of its bytes is held at a time."""
+class Nodes:
+    """Nodes of an input's tree, by the chunks that they hold; one group of the input's bytes is held at a time."""
 
     def __init__(self, outboard: Outboard, data: Buffer | Reader) -> None:
         self._outboard = outboard
@@ -138,14 +138,14 @@ class _Source:
 
     def parent(self, first: int, n: int) -> bytes:
         left = left_chunks(n)
-        return self._cv(first, left) + self._cv(first + left, n - left)
+        return self.cv(first, left) + self.cv(first + left, n - left)
 
     def chunk(self, number: int) -> bytes:
         self._load(number // self._outboard.group_chunks)
         offset = number % self._outboard.group_chunks * CHUNK_BYTES
         return bytes(self._bytes[offset : offset + CHUNK_BYTES])
 
-    def _cv(self, first: int, n: int) -> bytes:
+    def cv(self, first: int, n: int) -> bytes:
         """The chaining value of n chunks; it stands in the level of the power of two that holds them."""
         size, group_chunks = 1 << (n - 1).bit_length(), self._outboard.group_chunks
         group, within = divmod(first, group_chunks)

@@ -143,6 +143,91 @@ static node small_root(const ree_blake3_mode *mode, const uint8_t *data, int64_t
     return parent_node(mode, cvs);
 }
 
+/* -- openings of some chunks ---------------------------------------------------------------- */
+
+typedef struct {
+    ree_blake3_mode mode;
+    const int64_t *chunks;
+    const uint8_t *data;
+    int64_t n_bytes;
+    const uint8_t *cvs;
+    int64_t n_cvs; /* left */
+    int is_short;  /* one too many was asked for */
+} opening;
+
+static int64_t left_chunks(int64_t n) { return (int64_t)1 << (63 - __builtin_clzll((uint64_t)(n - 1))); }
+
+static int64_t bytes_from(const opening *o, int64_t chunk, int64_t n)
+{
+    return smaller(n * CHUNK_BYTES, o->n_bytes - chunk * CHUNK_BYTES);
+}
+
+/* The first of the opened chunks [low, high) that is not before `chunk`. */
+static int64_t first_from(const opening *o, int64_t low, int64_t high, int64_t chunk)
+{
+    while (low < high) {
+        const int64_t middle = low + (high - low) / 2;
+        if (o->chunks[middle] < chunk)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static void opened_children(opening *o, int64_t first, int64_t n, int64_t low, int64_t high, uint8_t *children);
+
+/* The chaining value of the n chunks from `first` on, of which those numbered [low, high) are opened. */
+static void opened_cv(opening *o, int64_t first, int64_t n, int64_t low, int64_t high, uint8_t *cv)
+{
+    const uint8_t *data = o->data + low * CHUNK_BYTES;
+    if (low == high) {
+        if (o->n_cvs-- > 0)
+            memcpy(cv, o->cvs, CV_BYTES);
+        else
+            o->is_short = 1;
+        o->cvs += CV_BYTES;
+    } else if (n == 1) {
+        const node x = chunk_node(&o->mode, data, bytes_from(o, first, 1), first);
+        node_cv(&x, cv);
+    } else if (high - low == n && n <= BATCH_CHUNKS) {
+        uint8_t cvs[BATCH_CHUNKS * CV_BYTES];
+        subtree_cvs(&o->mode, data, bytes_from(o, first, n), first, BATCH_CHUNKS, 1, cvs);
+        memcpy(cv, cvs, CV_BYTES);
+    } else {
+        uint8_t children[BLOCK_BYTES];
+        opened_children(o, first, n, low, high, children);
+        const node x = parent_node(&o->mode, children);
+        node_cv(&x, cv);
+    }
+}
+
+static void opened_children(opening *o, int64_t first, int64_t n, int64_t low, int64_t high, uint8_t *children)
+{
+    const int64_t left = left_chunks(n), middle = first_from(o, low, high, first + left);
+    memset(children, 0, BLOCK_BYTES);
+    opened_cv(o, first, left, low, middle, children);
+    opened_cv(o, first + left, n - left, middle, high, children + CV_BYTES);
+}
+
+int ree_blake3_opening_root(const int64_t *chunks, int64_t n_chunks, const uint8_t *data, int64_t n_bytes,
+                            const uint8_t *cvs, int64_t n_cvs, uint8_t *out)
+{
+    opening o = {.chunks = chunks, .data = data, .n_bytes = n_bytes, .cvs = cvs, .n_cvs = n_cvs};
+    const int64_t n = n_bytes ? ceil_div(n_bytes, CHUNK_BYTES) : 1;
+    node root;
+    ree_blake3_set_mode(&o.mode, NULL, 0);
+    if (n == 1) {
+        root = chunk_node(&o.mode, data, n_bytes, 0);
+    } else {
+        uint8_t children[BLOCK_BYTES];
+        opened_children(&o, 0, n, 0, n_chunks, children);
+        root = parent_node(&o.mode, children);
+    }
+    root_output(&root, 0, out, CV_BYTES);
+    return o.is_short || o.n_cvs != 0;
+}
+
 /* -- steps of a plan ---------------------------------------------------------------------- */
 
 int64_t ree_blake3_group_count(int64_t n_bytes, int64_t group_chunks)

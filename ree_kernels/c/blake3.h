@@ -57,6 +57,12 @@ void ree_blake3_parent(const ree_blake3_mode *mode, const uint8_t *children, int
  * `cvs`. */
 void ree_blake3_parents(const ree_blake3_mode *mode, const uint8_t *cvs, int64_t n, uint8_t *out);
 
+/* The root of an input of n_bytes of which some chunks are known. chunks: their numbers, ascending, n_chunks > 0;
+ * data: their bytes, one after another; cvs: the chaining values of the largest subtrees without any of them, from left
+ * to right. Returns 0, or 1 if there are not exactly as many as are needed. */
+int ree_blake3_opening_root(const int64_t *chunks, int64_t n_chunks, const uint8_t *data, int64_t n_bytes,
+                            const uint8_t *cvs, int64_t n_cvs, uint8_t *out);
+
 /* An input that comes in pieces. stack: subtrees that are complete, the largest first. */
 typedef struct {
     ree_blake3_mode mode;
