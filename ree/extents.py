@@ -20,11 +20,12 @@ _ZIP_HEADER_BYTES = 30  # of a member, before its name and extra field, whose le
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Bytes of a file; dtype: its code in safetensors files, "" where it is not known."""
+    """Bytes of a file; dtype: its code in safetensors files, "" where it is not known; shape: None where it is not."""
 
     offset: int
     size_bytes: int
     dtype: str = ""
+    shape: tuple[int, ...] | None = None
 
 
 def extents(path: Path) -> Iterator[Extent]:
@@ -51,7 +52,7 @@ def tensors(path: Path) -> tuple[dict[str, str], dict[str, Extent]]:
             start, end = entry["data_offsets"]
             if not 0 <= start <= end <= size_bytes - 8 - length:
                 raise ValueError(f"{path}: tensor {name!r} lies outside of the file")
-            found[name] = Extent(8 + length + start, end - start, entry["dtype"])
+            found[name] = Extent(8 + length + start, end - start, entry["dtype"], tuple(entry["shape"]))
     except (KeyError, TypeError, AttributeError):
         raise ValueError(f"{path} has a malformed header") from None
     return metadata, found

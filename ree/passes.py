@@ -1,4 +1,4 @@
-"""Graph passes before planning: outputs of their own, constant folding, removal of the unused.
+"""Graph passes before planning: outputs of their own, constant folding, removal of the unused, weights K-major.
 
 Each gives a new graph with the same meaning; the graph is checked after every pass.
 """
@@ -14,11 +14,18 @@ from ree.errors import GraphError
 from ree.graph import Constant, Graph, Node, check
 from ree.limits import FOLDED_BYTES_MAX
 from ree.ops.spec import operator
+from ree.types import DType, TensorType
+
+# dtypes of constants that products read as fast with k innermost: f32 is packed into panels either way, and an
+# integer sum runs along k. The kernels printed for the other floats have a column in each lane and read rows.
+_K_MAJOR = frozenset({DType.F32}) | {dtype for dtype in DType if dtype.is_int}
+_BLOCK_ROWS = 16  # of 4 bytes: one cache line of the transposed matrix
+_BLOCK_ITEMS_MIN = 4096
 
 
 def prepare(graph: Graph) -> Graph:
     """All passes, in order."""
-    for step in (own_outputs, prune, fold, share_heads, prune):
+    for step in (own_outputs, prune, fold, share_heads, prune, k_major):
         graph = step(graph)
         check(graph)
     return graph
@@ -173,6 +180,51 @@ def _before_repeat(graph: Graph, value: int) -> int | None:
     if len(x) != 4 or len(wide) != 5 or single != (*x[:2], 1, *x[2:]) or wide != (*x[:2], wide[2], *x[2:]):
         return None
     return value if merged == (x[0], x[1] * wide[2], *x[2:]) else None  # type: ignore[operator]
+
+
+def k_major(graph: Graph) -> Graph:
+    """Constant matrices [k, n] that only products read, as their second operand, lie as [n, k] behind a permute.
+
+    Whoever checks an element of a product opens a column of the matrix. K-major, the column lies together, 256 f32 in
+    each chunk of the matrix's BLAKE3 tree; else every k lies in a chunk of its own. The products read the same numbers
+    through other strides, so no bit changes. A matrix that anything else reads, too, stays as it is: a second form
+    would take its memory twice. So do batches of matrices and floats other than f32: their products would run slower.
+    """
+    uses = graph.uses()
+    chosen = [v for v in range(len(graph.inputs), graph.first_node) if _is_right_operand(graph, v, uses[v])]
+    if not chosen:
+        return graph
+    constants = list(graph.constants)
+    number = {v: v for v in range(graph.first_node)}
+    number.update({v: v + len(chosen) for v in range(graph.first_node, graph.value_count)})
+    views: list[Node] = []
+    for value in chosen:
+        old = constants[value - len(graph.inputs)]
+        turned = TensorType(old.type.shape[::-1], old.type.dtype)
+        constants[value - len(graph.inputs)] = Constant(old.name, turned, transposed(old.array()))
+        number[value] = graph.first_node + len(views)
+        views.append(Node("permute", (value,), {"axes": (1, 0)}, old.type))
+    nodes = [*views, *(_renumbered(node, number) for node in graph.nodes)]
+    return replace(graph, constants=constants, nodes=nodes, outputs=[number[v] for v in graph.outputs])
+
+
+def _is_right_operand(graph: Graph, value: int, users: Collection[int]) -> bool:
+    """Whether a constant is a matrix of more than one row and column that is only ever multiplied from the left."""
+    type = graph.type_of(value)
+    if type.rank != 2 or min(type.extents()) < 2 or type.dtype not in _K_MAJOR or value in graph.outputs:
+        return False
+    nodes = [graph.node_of(user) for user in users]
+    return bool(nodes) and all(n is not None and n.op == "matmul" and n.inputs[0] != value for n in nodes)
+
+
+def transposed(matrix: np.ndarray) -> np.ndarray:
+    """A C-contiguous copy of a matrix's transpose, made in blocks that the processor's caches hold."""
+    rows, cols = matrix.shape
+    result = np.empty((cols, rows), matrix.dtype)
+    step = max(_BLOCK_ROWS, _BLOCK_ITEMS_MIN // max(1, cols))
+    for start in range(0, rows, step):
+        result[:, start : start + step] = matrix[start : start + step].T
+    return result
 
 
 def _without_inputs(graph: Graph) -> Graph:

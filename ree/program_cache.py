@@ -13,8 +13,8 @@ import json
 import mmap
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,11 +25,12 @@ from ree.extents import Extent, extents, tensors
 from ree.limits import PROGRAM_ENTRY_BYTES_MAX, PROGRAMS_CACHED_BYTES_MAX
 from ree.sources import Sources
 
-_MAGIC = b"REEPROG1"
+_MAGIC = b"REEPROG2"
 _LENGTH_BYTES = 8
-_STEP_BYTES = 16 << 20
+_STEP_BYTES = 4 << 20  # of a size that the allocator uses again instead of asking the system for new pages
 # widenings to float32 that loading may have made: by the dtype's code in safetensors files, its size in bytes
 _WIDENED = {"F16": 2, "BF16": 2}
+_ITEM_BYTES = (1, 2, 4, 8)  # of what may be transposed
 _HERE = -1  # number of the file that is the entry itself
 
 
@@ -41,7 +42,8 @@ class _StaleError(Exception):
 class Piece:
     """Bytes of a .ree file: those of file number `file` at an offset, widened to float32 if `dtype` names a type.
 
-    digest: BLAKE3 of the result in hexadecimal, for what is widened.
+    rows, cols: of the matrix that the file holds in C order and the .ree file transposed; 0 where both hold the same
+    order. digest: BLAKE3 of the result in hexadecimal, for what is widened or transposed.
     """
 
     file: int
@@ -49,6 +51,27 @@ class Piece:
     size_bytes: int
     dtype: str = ""
     digest: str = ""
+    rows: int = 0
+    cols: int = 0
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the .ree file has the bytes widened or transposed."""
+        return bool(self.dtype or self.rows or self.cols)
+
+    @property
+    def result_bytes(self) -> int:
+        """Size in the .ree file."""
+        return self.size_bytes // _WIDENED[self.dtype] * 4 if self.dtype else self.size_bytes
+
+    def item_bytes(self) -> int:
+        """Size of an item of a transposed matrix; _StaleError if the sizes do not fit each other."""
+        if self.rows < 1 or self.cols < 1:
+            raise _StaleError
+        size, rest = divmod(self.size_bytes, self.rows * self.cols)
+        if rest or size not in _ITEM_BYTES or (self.dtype and size != _WIDENED[self.dtype]):
+            raise _StaleError
+        return size
 
 
 def restore(files: Sources, output: Path) -> dict[str, Any] | None:
@@ -131,7 +154,7 @@ def _take_apart(output: Path, files: Sources) -> tuple[list[Piece], _Held]:
     metadata, found = tensors(output)
     constants = nesting.loads(metadata["ree"])["constants"]
     wanted = [(found[f"c{n}"], str(digest)) for n, (_, _, digest) in enumerate(constants)]
-    known = _find({(e.size_bytes, digest) for e, digest in wanted}, files)
+    known = _find(wanted, files)
     held = _Held(output)
     place = min((e.offset for e, _ in wanted), default=output.stat().st_size)
     pieces = [held.add(0, place)]  # the header
@@ -145,26 +168,41 @@ def _take_apart(output: Path, files: Sources) -> tuple[list[Piece], _Held]:
     return pieces, held
 
 
-def _find(wanted: set[tuple[int, str]], files: Sources) -> dict[str, Piece]:
-    """Pieces of the input's files that give the wanted bytes (size, digest), by digest."""
-    sizes = {size for size, _ in wanted if size}
+def _find(wanted: Sequence[tuple[Extent, str]], files: Sources) -> dict[str, Piece]:
+    """Pieces of the input's files that give the wanted bytes (where they lie in the .ree file, digest), by digest."""
+    shapes: dict[int, set[tuple[int, ...]]] = {}
+    for extent, _ in wanted:
+        if extent.size_bytes:
+            shapes.setdefault(extent.size_bytes, set()).add(extent.shape or ())
     digests = {digest for _, digest in wanted}
     found: dict[str, Piece] = {}
     for number, source in enumerate(files.files):
-        for extent, memory in _mapped(source.path, sizes):
-            if extent.size_bytes in sizes:
-                digest = blake3(memory, max_threads=blake3.AUTO).hexdigest()
+        for extent, memory in _mapped(source.path, shapes.keys()):
+            for piece in _forms(number, extent, shapes):
+                digest = _digest(piece, _reader(memory))
                 if digest in digests:
-                    found.setdefault(digest, Piece(number, extent.offset, extent.size_bytes))
-            if _widened_bytes(extent) in sizes:
-                digest = _digest_of_widened(memory, extent.dtype)
-                if digest in digests:
-                    piece = Piece(number, extent.offset, extent.size_bytes, extent.dtype, digest)
-                    found.setdefault(digest, piece)
+                    found.setdefault(digest, replace(piece, digest=digest) if piece.is_changed else piece)
+                    break
     return found
 
 
-def _mapped(path: Path, sizes: set[int]) -> Iterator[tuple[Extent, memoryview]]:
+def _forms(number: int, extent: Extent, shapes: Mapping[int, set[tuple[int, ...]]]) -> Iterator[Piece]:
+    """What the .ree file may have made of an extent of file `number`; shapes: that it has, by size in bytes."""
+    plain = Piece(number, extent.offset, extent.size_bytes)
+    forms = [plain, replace(plain, dtype=extent.dtype)] if extent.dtype in _WIDENED else [plain]
+    forms = [form for form in forms if form.result_bytes in shapes]
+    yield from forms
+    for form in forms:
+        for shape in sorted(shapes[form.result_bytes]):
+            if len(shape) == 2 and extent.shape in (None, shape[::-1]):
+                yield replace(form, rows=shape[1], cols=shape[0])
+
+
+def _reader(memory: memoryview) -> Callable[[int, int], memoryview]:
+    return lambda start, size: memory[start : start + size]
+
+
+def _mapped(path: Path, sizes: Collection[int]) -> Iterator[tuple[Extent, memoryview]]:
     """The extents of a file that may be of use, with their bytes."""
     wanted = [e for e in extents(path) if e.size_bytes in sizes or _widened_bytes(e) in sizes]
     if not wanted:
@@ -187,16 +225,18 @@ def _assemble(file: BinaryIO, pieces: Sequence[Piece], inputs: Sequence[BinaryIO
     to = file.fileno()
     place = 0
     for piece in pieces:
-        if piece.file < _HERE or piece.offset < 0 or piece.size_bytes < 0:
+        if piece.file < _HERE or piece.offset < 0 or piece.size_bytes < 0 or (piece.file == _HERE and piece.is_changed):
             raise _StaleError
         if piece.file == _HERE:
-            _write(to, place, held[piece.offset : piece.offset + piece.size_bytes])
-            place += piece.size_bytes
-        elif piece.dtype:
-            place += _write_widened(to, place, inputs[piece.file].fileno(), piece)
+            data = held[piece.offset : piece.offset + piece.size_bytes]
+            if len(data) != piece.size_bytes:
+                raise _StaleError
+            _write(to, place, data)
+        elif piece.is_changed:
+            _write_changed(to, place, inputs[piece.file].fileno(), piece)
         else:
             _copy(inputs[piece.file].fileno(), piece.offset, to, place, piece.size_bytes)
-            place += piece.size_bytes
+        place += piece.result_bytes
 
 
 def _copy(source: int, offset: int, to: int, place: int, count: int) -> None:
@@ -232,7 +272,7 @@ def _write(to: int, place: int, data: memoryview) -> None:
         place, data = place + step, data[step:]
 
 
-# -- widening ------------------------------------------------------------------------------------
+# -- widening and transposing --------------------------------------------------------------------
 
 
 def _widened_bytes(extent: Extent) -> int:
@@ -240,7 +280,7 @@ def _widened_bytes(extent: Extent) -> int:
     return extent.size_bytes // _WIDENED[extent.dtype] * 4 if extent.dtype in _WIDENED else 0
 
 
-def _widened(data: bytes | memoryview, dtype: str) -> bytes:
+def _widened(data: Any, dtype: str) -> bytes:
     """float16 or bfloat16 numbers as float32, all little endian."""
     import numpy as np
 
@@ -251,28 +291,45 @@ def _widened(data: bytes | memoryview, dtype: str) -> bytes:
     raise ValueError(f"no widening of {dtype!r}")
 
 
-def _steps(size_bytes: int) -> Iterator[tuple[int, int]]:
-    """(offset, size) of the parts in which a tensor is widened."""
-    for offset in range(0, size_bytes, _STEP_BYTES):
-        yield offset, min(_STEP_BYTES, size_bytes - offset)
+def _changed(piece: Piece, read: Callable[[int, int], bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """The bytes that a piece gives in the .ree file, in parts; read(start, size): those that it has in its own."""
+    parts = _transposed(piece, read) if piece.rows or piece.cols else _in_order(piece, read)
+    for part in parts:
+        yield _widened(part, piece.dtype) if piece.dtype else part
 
 
-def _digest_of_widened(memory: memoryview, dtype: str) -> str:
+def _in_order(piece: Piece, read: Callable[[int, int], bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    for start in range(0, piece.size_bytes, _STEP_BYTES):
+        yield read(start, min(_STEP_BYTES, piece.size_bytes - start))
+
+
+def _transposed(piece: Piece, read: Callable[[int, int], bytes | memoryview]) -> Iterator[memoryview]:
+    import numpy as np
+
+    from ree.passes import transposed
+
+    item_bytes = piece.item_bytes()
+    step = max(1, _STEP_BYTES // (piece.rows * item_bytes))
+    matrix = np.frombuffer(read(0, piece.size_bytes), f"<u{item_bytes}").reshape(piece.rows, piece.cols)
+    for start in range(0, piece.cols, step):
+        yield transposed(matrix[:, start : start + step]).reshape(-1).view(np.uint8).data
+
+
+def _digest(piece: Piece, read: Callable[[int, int], bytes | memoryview]) -> str:
     hasher = blake3(max_threads=blake3.AUTO)
-    for offset, size in _steps(len(memory)):
-        hasher.update(_widened(memory[offset : offset + size], dtype))
+    for part in _changed(piece, read):
+        hasher.update(part)
     return str(hasher.hexdigest())
 
 
-def _write_widened(to: int, place: int, source: int, piece: Piece) -> int:
-    """Write a piece that is widened, and the number of its bytes; _StaleError if they are not the right ones."""
+def _write_changed(to: int, place: int, source: int, piece: Piece) -> None:
+    """Write a piece that is widened or transposed; _StaleError if its bytes are not the right ones."""
+    if piece.offset + piece.size_bytes > os.fstat(source).st_size:
+        raise _StaleError  # before memory is taken for it
     hasher = blake3(max_threads=blake3.AUTO)
-    written = 0
-    for offset, size in _steps(piece.size_bytes):
-        data = _widened(_read(source, piece.offset + offset, size), piece.dtype)
-        hasher.update(data)
-        _write(to, place + written, memoryview(data))
-        written += len(data)
+    for part in _changed(piece, lambda start, size: _read(source, piece.offset + start, size)):
+        hasher.update(part)
+        _write(to, place, memoryview(part))
+        place += len(part)
     if hasher.hexdigest() != piece.digest:
         raise _StaleError
-    return written

@@ -28,9 +28,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "programs"
 
 
-def save_model(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+def save_model(folder: Path, dtype: torch.dtype = torch.float32, make: Any = small_models.gpt2) -> Path:
     torch.manual_seed(1)
-    small_models.gpt2().to(dtype).save_pretrained(folder)  # type: ignore[operator]
+    make().to(dtype).save_pretrained(folder)
     return folder
 
 
@@ -96,7 +96,11 @@ def stat_mode(path: Path) -> int:
     return path.stat().st_mode & 0o777
 
 
-def test_a_hit_imports_neither_torch_nor_numpy(model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_hit_imports_neither_torch_nor_numpy(name: str, tmp_path: Path) -> None:
+    """NumPy where weights are transposed, only."""
+    model = save_model(tmp_path / "model", make=getattr(small_models, name))
+    forbidden = ["torch", "transformers", "safetensors", "llvmlite", *(["numpy"] if name == "llama" else [])]
     code = (
         "import sys; sys.modules.update(dict.fromkeys(sys.argv[3:]))\n"
         "from ree import cli; cli.main(['compile', sys.argv[1], '-o', sys.argv[2], '--json'])"
@@ -110,7 +114,7 @@ def test_a_hit_imports_neither_torch_nor_numpy(model: Path, tmp_path: Path) -> N
         return found
 
     assert not run("a.ree")
-    assert run("b.ree", "torch", "transformers", "numpy", "safetensors", "llvmlite")
+    assert run("b.ree", *forbidden)
     assert (tmp_path / "a.ree").read_bytes() == (tmp_path / "b.ree").read_bytes()
 
 
@@ -123,6 +127,51 @@ def test_weights_that_loading_widens(dtype: torch.dtype, tmp_path: Path, own_cac
     files = sources.of(folder, {})
     assert files is not None and program_cache.restore(files, tmp_path / "a.ree") is not None
     assert (tmp_path / "a.ree").read_bytes() == plain
+
+
+def pieces_of(entry: Path) -> list[program_cache.Piece]:
+    """What an entry says of the .ree file (an entry: magic, key, length, content)."""
+    content = entry.read_bytes()[len(program_cache._MAGIC) + 32 + 8 :]
+    length = int.from_bytes(content[:8], "little")
+    return [program_cache.Piece(*piece) for piece in json.loads(content[8 : 8 + length])["pieces"]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("step", [4 << 20, 1000])
+def test_weights_that_the_program_holds_transposed(
+    dtype: torch.dtype, step: int, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program_cache, "_STEP_BYTES", step)
+    folder = save_model(tmp_path / "model", dtype)
+    plain = compiled(folder, tmp_path / "a.ree")
+    pieces = pieces_of(entry_of(own_cache))
+    turned = sorted((p.rows, p.cols) for p in pieces if p.rows)
+    assert turned == sorted([(32, 96), (32, 32), (32, 128), (128, 32)] * 2)
+    held = sum(p.size_bytes for p in pieces[1:] if p.file == -1)
+    assert held < 2000  # the causal mask, say
+    files = sources.of(folder, {})
+    assert files is not None and program_cache.restore(files, tmp_path / "b.ree") is not None
+    assert (tmp_path / "b.ree").read_bytes() == plain
+
+
+def test_an_exported_program_with_a_transposed_weight(
+    tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Members of a .pt2 file have no shape: the program's are tried."""
+
+    class Times(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(64, 300))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.weight
+
+    torch.export.save(torch.export.export(Times().eval(), (torch.ones(2, 64),)), tmp_path / "m.pt2")
+    assert not is_cached(tmp_path / "m.pt2", tmp_path / "a.ree", capsys)
+    assert [(p.rows, p.cols) for p in pieces_of(entry_of(own_cache)) if p.rows] == [(64, 300)]
+    assert is_cached(tmp_path / "m.pt2", tmp_path / "b.ree", capsys)
+    assert (tmp_path / "a.ree").read_bytes() == (tmp_path / "b.ree").read_bytes()
 
 
 def test_an_exported_program(tmp_path: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,7 +312,7 @@ def test_damaged_entries_are_misses(
     path = entry_of(own_cache)
     data = path.read_bytes()
     if damage == "renamed":  # a whole, valid entry of another input
-        cache.write(path, b"REEPROG1", bytes(32), data[48:-32])
+        cache.write(path, program_cache._MAGIC, bytes(32), data[48:-32])
     elif damage == "directory":
         path.unlink()
         path.mkdir()
@@ -302,20 +351,31 @@ def test_every_byte_of_an_entry_is_under_its_digest(
 def test_entries_that_make_no_sense_are_misses(content: bytes, model: Path, tmp_path: Path) -> None:
     files = sources.of(model, {})
     assert files is not None
-    cache.write(cache.directory() / "programs" / files.key.hex(), b"REEPROG1", files.key, content)
+    cache.write(cache.directory() / "programs" / files.key.hex(), program_cache._MAGIC, files.key, content)
     assert program_cache.restore(files, tmp_path / "a.ree") is None
     assert not (tmp_path / "a.ree").exists()
 
 
 @pytest.mark.parametrize(
-    "piece", [[0, 1 << 40, 5], [9, 0, 5], [0, -5, 5], [0, 0, 8, "F64"], [0, 0, 8, "F16", "00"], "x"]
+    "piece",
+    [
+        [0, 1 << 40, 5],
+        [9, 0, 5],
+        [0, -5, 5],
+        [0, 0, 8, "F64"],
+        [0, 0, 8, "F16", "00"],
+        [0, 0, 8, "", "00", 1, 2],
+        [0, 0, 8, "F16", "00", 2, 2],
+        [0, 1 << 40, 8, "", "00", 1, 2],
+        "x",
+    ],
 )
 def test_entries_with_impossible_pieces_are_misses(piece: Any, model: Path, tmp_path: Path) -> None:
     files = sources.of(model, {})
     assert files is not None
-    text = json.dumps({"pieces": [piece], "summary": {}}).encode()
+    text = json.dumps({"pieces": [piece], "summary": {}, "size_bytes": 8}).encode()
     content = len(text).to_bytes(8, "little") + text
-    cache.write(cache.directory() / "programs" / files.key.hex(), b"REEPROG1", files.key, content)
+    cache.write(cache.directory() / "programs" / files.key.hex(), program_cache._MAGIC, files.key, content)
     assert program_cache.restore(files, tmp_path / "a.ree") is None
     assert not [p for p in tmp_path.iterdir() if "a.ree" in p.name]
 
@@ -396,6 +456,22 @@ def test_a_hit_counts_as_use_and_writing_trims(
     assert entry_of(own_cache) != first
 
 
+# changes of a transposed piece: file, offset, size, dtype, digest, rows, columns
+TURNED: dict[str, Callable[[list[Any]], Any]] = {
+    "negative rows": lambda p: p.__setitem__(slice(5, 7), [-p[5], -p[6]]),
+    "rows that do not fit": lambda p: p.__setitem__(5, p[5] + 1),
+    "no columns": lambda p: p.__setitem__(6, 0),
+    "rows and columns swapped": lambda p: p.__setitem__(slice(5, 7), [p[6], p[5]]),
+    "rows in part": lambda p: p.__setitem__(slice(5, 7), [p[5] / 2, p[6] * 2]),
+    "rows as text": lambda p: p.__setitem__(5, str(p[5])),
+    "items of 16 bytes": lambda p: p.__setitem__(slice(5, 7), [p[5] // 2, p[6] // 2]),
+    "widened, too": lambda p: p.__setitem__(3, "F16"),
+    "another digest": lambda p: p.__setitem__(4, "00" * 32),
+    "another offset": lambda p: p.__setitem__(1, p[1] + 4),
+    "of the entry itself": lambda p: p.__setitem__(0, -1),
+}
+
+
 def _forged(entry: dict[str, Any], how: str) -> None:
     """Change an entry as somebody might who can write to the cache, and knows its checksum."""
     pieces = entry["pieces"]
@@ -405,15 +481,22 @@ def _forged(entry: dict[str, Any], how: str) -> None:
         pieces[1][2] = -5
     elif how == "another input":
         pieces[1][0] = -2
+    elif how in TURNED:
+        turned = next(piece for piece in pieces if piece[5])
+        TURNED[how](turned)
+    elif how == "held bytes that it lacks":
+        pieces[0][2] += 1 << 20
+        entry["size_bytes"] += 1 << 20
     elif how == "dropped pieces":
         del pieces[2:]
     elif how == "summary":
         entry["summary"] = [1]
 
 
-@pytest.mark.parametrize(
-    "how", ["offset beyond everything", "negative size", "another input", "dropped pieces", "summary"]
-)
+FORGERIES = "offset beyond everything,negative size,another input,dropped pieces,held bytes that it lacks,summary"
+
+
+@pytest.mark.parametrize("how", [*FORGERIES.split(","), *TURNED])
 def test_forged_entries_are_misses_and_write_nothing(how: str, model: Path, tmp_path: Path) -> None:
     compiled(model, tmp_path / "first.ree")
     path = entry_of(cache.directory() / "programs")
