@@ -20,10 +20,10 @@ from ree.errors import (
 )
 
 if TYPE_CHECKING:
-    from ree.api import Program, Signer, compile, dispute, load, load_trace, threads, verify
+    from ree.api import Program, Signer, check, compile, dispute, load, load_trace, threads, verify
 
 __version__ = "0.1.0"
-_LAZY = ("Program", "Signer", "compile", "dispute", "load", "load_trace", "threads", "verify")
+_LAZY = ("Program", "Signer", "check", "compile", "dispute", "load", "load_trace", "threads", "verify")
 
 __all__ = [
     "CaptureError",
@@ -40,6 +40,7 @@ __all__ = [
     "Signer",
     "UnsupportedError",
     "VerificationError",
+    "check",
     "compile",
     "dispute",
     "load",

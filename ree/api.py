@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from ree.commit.receipt import Receipt
     from ree.commit.trace import Trace
     from ree.commit.trace_file import load as load_trace
+    from ree.outline import Outline
     from ree.referee.dispute import Dispute
+    from ree.spot.check import Check
 
 
 def compile(
@@ -107,6 +109,24 @@ def verify(
     return rerun.verify(receipt, program, tensors, salt, trusted_keys, nonce)
 
 
+def check(
+    proof: bytes,
+    receipt: bytes | str,
+    program: Outline | None = None,
+    trusted_keys: Collection[PublicKey] | None = None,
+    seed: bytes | None = None,
+) -> Check:
+    """Check a spot-check proof, as `trace.prove` makes it, against a receipt; VerificationError if it does not hold.
+
+    program: a Program, or what `ree.outline.load` reads of a file; needed unless the proof holds it itself.
+    trusted_keys: as for `verify`; seed: the 32 bytes that the prover was given. Nothing is run, no weight is read. The
+    result says which errors are found, and with which probability.
+    """
+    from ree.spot import check as module
+
+    return module.check(proof, receipt, program, trusted_keys, seed)
+
+
 def dispute(
     program: Program, claim_a: Trace, claim_b: Trace | None = None, at: tuple[int, int] | None = None
 ) -> Dispute:
@@ -151,4 +171,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["Program", "Signer", "backend", "compile", "dispute", "load", "load_trace", "threads", "verify"]
+__all__ = ["Program", "Signer", "backend", "check", "compile", "dispute", "load", "load_trace", "threads", "verify"]

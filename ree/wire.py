@@ -24,6 +24,15 @@ class Writer:
     def u64(self, value: int) -> Writer:
         return self.raw(struct.pack("<Q", value))
 
+    def leb(self, value: int) -> Writer:
+        """An unsigned number, 7 bits a byte from the lowest, the last without the upper bit (LEB128)."""
+        out = bytearray()
+        while value >= 0x80:
+            out.append(value & 0x7F | 0x80)
+            value >>= 7
+        out.append(value)
+        return self.raw(bytes(out))
+
     def raw(self, data: bytes) -> Writer:
         """Bytes whose number the reader knows."""
         self._parts.append(data)
@@ -67,6 +76,21 @@ class Reader:
 
     def u64(self) -> int:
         return int(struct.unpack("<Q", self.raw(8))[0])
+
+    def leb(self) -> int:
+        """An unsigned LEB128 number below 2^63 in its shortest form."""
+        value = shift = 0
+        while True:
+            byte = self.u8()
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+            if shift > 56:
+                raise VerificationError(f"{self._what} holds a number that is too large")
+        if byte == 0 and shift > 7:
+            raise VerificationError(f"{self._what} holds a number in a longer form than it needs")
+        return value
 
     def digest(self) -> bytes:
         return self.raw(DIGEST_BYTES)

@@ -69,9 +69,14 @@ class Stage:
     order: tuple[int, ...]
 
     @cached_property
+    def digest(self) -> bytes:
+        """Of the element program (32 bytes)."""
+        return digest(self.program)
+
+    @cached_property
     def leaf(self) -> bytes:
         """What the trace binds of this stage (32 bytes): docs/SPEC.md, "Traces"."""
-        parts = [struct.pack("<Q", self.index), digest(self.program)]
+        parts = [struct.pack("<Q", self.index), self.digest]
         parts.append(tensor.header(self.type.dtype, self.type.extents(), self.order))
         parts.append(struct.pack(f"<I{len(self.params)}q", len(self.params), *self.params))
         parts.append(struct.pack("<I", len(self.ports)))

@@ -168,6 +168,16 @@ class Trace:
         envelope, self.input_salt = sign(self, signer, self.input_salt if salt is None else salt, nonce)
         return envelope
 
+    def prove(self, samples: int = 459, seed: bytes | None = None, self_contained: bool = True) -> bytes:
+        """A spot-check proof: that elements of the run, drawn at random, follow from what they read.
+
+        seed: 32 bytes of whoever will check it, chosen after he saw the receipt; self_contained: with the program (no
+        weights), so that `ree.check` needs no file.
+        """
+        from ree.spot.prove import prove
+
+        return prove(self, samples, seed, self_contained)
+
     @cached_property
     def tensors(self) -> Mapping[int, np.ndarray]:
         """Stage number -> its result, read-only (bf16 as uint16)."""

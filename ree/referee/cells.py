@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ree.element import scalar
-from ree.element.interpret import Elements, Frame, instruction
+from ree.element.interpret import Elements, Frame, fma_chain, instruction
 from ree.element.program import DOT_CHUNK, Instr, const_value
 from ree.errors import LimitError
 from ree.referee.scheme import Block, Fold, Role, Scheme
@@ -26,6 +26,7 @@ from ree.types import Type
 CELL_BYTES = 8
 CHUNK = DOT_CHUNK
 CELLS_MAX = 1 << 24
+LENGTHS_MAX = 1 << 16  # of folds in one element, where they depend on the folds around them
 
 Ks = Mapping[int, int]  # a region's parameter -> which iteration
 
@@ -70,6 +71,7 @@ class Cells:
     def __init__(self, scheme: Scheme, frame: Frame) -> None:
         self.scheme, self.frame = scheme, frame
         self._sizes: dict[tuple[Fold, tuple[int, ...]], int] = {}
+        self._sums: dict[tuple[Fold, tuple[int, ...]], list[int]] = {}
         self.count = len(scheme.top.cells) + self._nested(scheme.top, {})
         if self.count > CELLS_MAX:
             raise LimitError(f"an element with {self.count} internal values, more than {CELLS_MAX}")
@@ -77,21 +79,11 @@ class Cells:
     # -- control values -----------------------------------------------------------------
     def control(self, value: int, ks: Mapping[int, np.ndarray | int]) -> np.ndarray:
         """A control value or constant; ks: numbers, or arrays of equal length for several lanes."""
-        known: dict[int, np.ndarray] = {}
-
-        def run(v: int) -> np.ndarray:
-            if v not in known:
-                known[v] = self._control(v, ks, run)
-            return known[v]
-
-        return run(value)
-
-    def _control(self, value: int, ks: Mapping[int, np.ndarray | int], run: Callable[[int], np.ndarray]) -> np.ndarray:
-        if value in ks:
-            return np.atleast_1d(np.asarray(ks[value], np.int64))
-        instr = self.scheme.instr[value]
-        args = [run(a) for a in instr.args]
-        return instruction(self.scheme.program, instr, args, self.frame)
+        known = {k: np.atleast_1d(np.asarray(n, np.int64)) for k, n in ks.items()}
+        for v in () if value in known else self.scheme.needed(value):
+            instr = self.scheme.instr[v]
+            known[v] = instruction(self.scheme.program, instr, [known[a] for a in instr.args], self.frame)
+        return known[value]
 
     def length(self, fold: Fold, ks: Ks) -> int:
         """How many elements a fold takes."""
@@ -103,8 +95,10 @@ class Cells:
         return sum(self._size(fold, ks) for fold in block.folds)
 
     def _size(self, fold: Fold, ks: Ks) -> int:
-        key = (fold, tuple(ks.values()))
+        key = (fold, tuple(ks[k] for k in fold.sized_by))
         if key not in self._sizes:
+            if len(self._sizes) >= LENGTHS_MAX:
+                raise LimitError(f"an element whose folds have more than {LENGTHS_MAX} lengths")
             n, region = self.length(fold, ks), fold.region
             inner = n * len(region.cells) + self._lanes(fold, ks, n)
             own = len(fold.carried) * (n + 1) if fold.is_chain else sum(levels(fold, n))
@@ -119,9 +113,12 @@ class Cells:
             return 0
         if not fold.varies:
             return k * self._nested(fold.region, {**ks, fold.region.k: 0})
-        if k > CELLS_MAX:
-            raise LimitError(f"an element with more than {CELLS_MAX} internal values")
-        return sum(self._nested(fold.region, {**ks, fold.region.k: i}) for i in range(k))
+        sums = self._sums.setdefault((fold, tuple(ks[k] for k in fold.sized_by)), [0])
+        for i in range(len(sums) - 1, k):
+            sums.append(sums[i] + self._nested(fold.region, {**ks, fold.region.k: i}))
+            if sums[-1] > CELLS_MAX:
+                raise LimitError(f"an element with more than {CELLS_MAX} internal values")
+        return sums[k]
 
     # -- addresses ------------------------------------------------------------------------
     def _start(self, fold: Fold, ks: Ks) -> int:
@@ -262,7 +259,7 @@ def frame_of(arrays: Sequence[Elements], shape: Sequence[int], params: Sequence[
     """The frame of one element, numbered in C order."""
     at = np.unravel_index([element], shape) if shape else ()
     indices = [np.asarray(i, dtype=np.int64) for i in at]
-    return Frame(arrays, tuple(shape), params, indices, (1,), np.ones(1, dtype=bool))
+    return Frame(arrays, tuple(shape), params, indices, (1,), np.ones(1, dtype=bool), fma_chain)
 
 
 def encode(values: np.ndarray) -> np.ndarray:

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Claimed:
-    """What came of one claim; value, expected: of the element, None where the claim could not open it."""
+    """What came of one claim; value, expected: of the element, None where the claim could not open it.
+
+    expected is None, too, where nothing follows from the operands: an index out of range.
+    """
 
     name: str
     holds: bool
@@ -173,6 +176,8 @@ def _answer(position: Position) -> tuple[np.ndarray, Any, Any]:
     stage, number = position.stage, position.number
     claimed = position.trace.tensors[stage.index].reshape(-1)[number : number + 1]
     cells = found.values.copy()
+    if found.failed is not None:
+        return cells, claimed[0], None
     stored = position.stored(found)
     if stored.tobytes() != claimed.tobytes():
         address = position.result_cell()

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from ree.element.interpret import instruction
+from ree.element.program import Instr
+from ree.errors import GraphError, RunError
 from ree.referee import folds
 from ree.referee.cells import CHUNK, Cells, decode, encode, levels
 from ree.referee.scheme import Block, Fold, Role
@@ -19,19 +21,33 @@ class Evaluation:
     """The cells of one element, whose frame's inputs give elements.
 
     lies: cells that get other bits, with everything after them following from those: how a dishonest prover would
-    answer (tests use it).
+    answer (tests use it). failed: the first cell whose step gives nothing, such as an index out of range; None if all
+    give something. The cells from there on are 0.
     """
 
     def __init__(self, cells: Cells, lies: Mapping[int, int] | None = None) -> None:
         self.cells, self.lies = cells, lies or {}
         self.values = np.zeros(cells.count, np.uint64)
-        self.order = np.zeros(cells.count, np.int64)  # when each cell was computed
+        self.order = np.full(cells.count, -1, np.int64)  # when each cell was computed, -1: never
+        self.failed: int | None = None
+        self._error: RunError | GraphError | None = None
         self._writes = 0
         environment: Environment = {}
-        with np.errstate(all="ignore"):
-            self._block(cells.scheme.top, {}, environment)
-            (result,) = cells.scheme.program.results
-            self.result = environment[result]
+        try:
+            with np.errstate(all="ignore"):
+                self._block(cells.scheme.top, {}, environment)
+        except (RunError, GraphError) as error:
+            if self.failed is None:  # a step that needs no cell: no run of this program gives anything
+                raise
+            self._error = error
+        self._environment = environment
+
+    @property
+    def result(self) -> np.ndarray:
+        """The element ([1]); RunError, GraphError: a step gives nothing."""
+        if self._error is not None:
+            raise self._error
+        return self._environment[self.cells.scheme.program.results[0]]
 
     def _write(self, address: int, values: np.ndarray, type: Type) -> np.ndarray:
         """Store neighbouring cells; gives what was stored, lies included."""
@@ -46,19 +62,40 @@ class Evaluation:
 
     def _block(self, block: Block, ks: dict[int, int], environment: Environment, lanes: int = 1) -> None:
         """Run a block's instructions for `lanes` iterations from those of ks on."""
-        scheme, frame = self.cells.scheme, self.cells.frame
+        scheme = self.cells.scheme
         for instr in block.body:
             if instr.region is not None:
                 fold = next(f for f in block.folds if f.instr is instr)
                 self._nested(fold, ks, environment, lanes)
                 continue
             (value,) = instr.results
-            args = [environment[a] for a in instr.args]
-            found = instruction(scheme.program, instr, args, frame)
+            found = self._instruction(instr, [environment[a] for a in instr.args], block, ks, lanes)
             if scheme.role[value] is Role.CELL:
                 found = np.broadcast_to(found, (lanes,)) if len(found) != lanes else found
                 found = self._write(self.cells.address(value, ks, block), found, scheme.type[value])
             environment[value] = found
+
+    def _instruction(
+        self, instr: Instr, args: list[np.ndarray], block: Block, ks: dict[int, int], lanes: int
+    ) -> np.ndarray:
+        scheme, frame = self.cells.scheme, self.cells.frame
+        try:
+            return instruction(scheme.program, instr, args, frame)
+        except (RunError, GraphError):
+            (value,) = instr.results
+            if scheme.role[value] is Role.CELL:
+                self.failed = self.cells.address(value, ks, block) + self._failing(instr, args, lanes)
+            raise
+
+    def _failing(self, instr: Instr, args: list[np.ndarray], lanes: int) -> int:
+        """The first lane in which an instruction gives nothing."""
+        for lane in range(lanes - 1):
+            try:
+                one = [a if len(a) == 1 else a[lane : lane + 1] for a in args]
+                instruction(self.cells.scheme.program, instr, one, self.cells.frame)
+            except (RunError, GraphError):
+                return lane
+        return lanes - 1
 
     def _nested(self, fold: Fold, ks: dict[int, int], environment: Environment, lanes: int) -> None:
         """A fold in each lane of its block."""

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ree.element import scalar
-from ree.element.fma import fma32
-from ree.element.interpret import sum_chunk
+from ree.element.interpret import fma_chain, sum_chunk
 from ree.types import Type
 
 
@@ -22,11 +21,8 @@ def start(kind: str, type: Type) -> np.ndarray:
 def part(kind: str, before: np.ndarray, items: Sequence[np.ndarray]) -> np.ndarray:
     """The partial result after a chunk ([1]); before: the one of the chunk before; items: what the region gives."""
     if kind == "dot":
-        chain = np.zeros(1, np.float32)
-        left, right = items
-        for k in range(len(left)):
-            chain = fma32(left[k : k + 1], right[k : k + 1], chain)
-        return before + chain
+        left, right = (item.reshape(-1, 1) for item in items)
+        return before + fma_chain(left, right, np.ones(left.shape, bool))
     if kind == "sum":
         (terms,) = items
         return np.atleast_1d(sum_chunk(np.ones((len(terms), 1), bool), [terms.reshape(-1, 1)], terms.dtype))

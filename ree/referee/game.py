@@ -183,9 +183,9 @@ def replay(transcript: bytes, referee: Callable[[bytes, tuple[int, ...], bytes],
     sizes = Challenge.decode(events[0].message).head.sizes if events else ()
     game = Game(referee(program_id, sizes, trace_root), rules)
     moves = [lambda e: game.challenge(e.message, e.time_s), lambda e: game.respond(e.message, e.cells, e.time_s)]
+    if any(event.cells for number, event in enumerate(events) if number != 1):
+        raise VerificationError("cells come with a response only")
     for event, move in zip(events, [*moves, lambda e: game.prove(e.message, e.time_s)], strict=False):
-        if event.cells and event is not events[1]:
-            raise VerificationError("cells come with a response only")
         move(event)
     if events and ended_s < events[-1].time_s:
         raise VerificationError("a transcript ends before its last move")

@@ -88,7 +88,10 @@ class Referee:
         self.program_id, self.stages, self.trace_root = program_id, stages, trace_root
 
     def accept_challenge(self, message: bytes) -> Challenge:
-        """The challenge, if it opens the claim's root; else VerificationError."""
+        """The challenge, if it opens the claim's root; else VerificationError.
+
+        LimitError, UnsupportedError: the element's steps cannot be laid out.
+        """
         found = Challenge.decode(message)
         if found.head.program_id != self.program_id or found.head.stages != len(self.stages):
             raise VerificationError("the challenge is about another program")
@@ -103,6 +106,7 @@ class Referee:
         leaf = leaf_of(stage.index, stage.leaf, read, stage.tensor_id(found.result))
         if found.head.root(root_of_path(leaf, found.stage, len(self.stages), found.path)) != self.trace_root:
             raise VerificationError("the challenge does not open the claim's trace root")
+        Element(self.stages, found.stage, found.element)  # else nobody could answer
         return found
 
     def _tensor_id(self, source: Source, root: bytes) -> bytes:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import blake3
 
 from ree.commit.trace import Head
+from ree.errors import VerificationError
 from ree.wire import Reader, Writer
 
 VERSION = 1
@@ -111,6 +112,8 @@ class Proof:
 
 
 def _open(message: bytes, kind: bytes, what: str) -> Reader:
-    reader = Reader(message[: MESSAGE_BYTES_MAX + 1], what)
+    if len(message) > MESSAGE_BYTES_MAX:
+        raise VerificationError(f"{what} of {len(message)} bytes, more than {MESSAGE_BYTES_MAX}")
+    reader = Reader(message, what)
     reader.magic(MAGIC + kind)
     return reader

@@ -10,11 +10,11 @@ import numpy as np
 from ree.commit.bao import Outboard
 from ree.commit.trace import Trace
 from ree.element import scalar
-from ree.errors import InputError, VerificationError
+from ree.errors import InputError, LimitError, VerificationError
 from ree.referee.cells import CELL_BYTES, Cells, frame_of
 from ree.referee.evaluate import Evaluation
 from ree.referee.judge import CELLS, Element
-from ree.referee.messages import Challenge, Proof, Response, digest
+from ree.referee.messages import MESSAGE_BYTES_MAX, Challenge, Proof, Response, digest
 from ree.referee.ports import MemoryElements
 from ree.referee.scheme import Role
 
@@ -29,7 +29,10 @@ def challenge(trace: Trace, stage: int, element: int) -> bytes:
         raise InputError(f"the result of stage {stage} has {found.type.numel()} elements, none of number {element}")
     operands = tuple(trace.root_of(port.source) for port in found.ports)
     path = tuple(manifest.tree.path(stage))
-    return Challenge(stage, element, operands, manifest.roots[stage], path, manifest.head).encode()
+    message = Challenge(stage, element, operands, manifest.roots[stage], path, manifest.head).encode()
+    if len(message) > MESSAGE_BYTES_MAX:
+        raise LimitError(f"a challenge of stage {stage}, which has {len(operands)} operands, is longer than a message")
+    return message
 
 
 class Position:
@@ -86,12 +89,17 @@ class Position:
         return Response(digest(message), _root(cells), output).encode()
 
     def wrong_step(self, cells: np.ndarray) -> int | None:
-        """The first step that does not follow from the cells before it, if these are the prover's; None if all do."""
+        """The first step that does not follow from the cells before it, if these are the prover's; None if all do.
+
+        A step that gives nothing (an index out of range) follows from nothing.
+        """
         expected = self.evaluate()
-        differing = np.flatnonzero(expected.values != cells)
+        differing = np.flatnonzero((expected.values != cells) & (expected.order >= 0))
         if len(differing):
             # all that the first one to be computed reads is right, so it does not follow from it
             return min(differing.tolist(), key=lambda address: int(expected.order[address]))
+        if expected.failed is not None:
+            return expected.failed
         claimed = self.trace.tensors[self.stage.index].reshape(-1)[self.number : self.number + 1]
         return None if self.stored(expected).tobytes() == claimed.tobytes() else self.element.cells.count
 

@@ -42,7 +42,7 @@ class PortElements:
             if size > SPAN_BYTES_MAX:
                 raise VerificationError(f"a step reads a span of {size} bytes")
             data = np.frombuffer(self.read(first * dtype.itemsize, size), dtype)
-            found[made] = data[place[made] - first]
+            found[made] = _plain(data[place[made] - first])
         return found
 
 
@@ -64,4 +64,9 @@ class MemoryElements:
         for coordinate, stride in zip(coordinates, self.layout.strides, strict=True):
             place = place + coordinate * stride
         flat = self.memory.view(self.dtype.numpy)
-        return flat[np.where(made, place, self.layout.offset)]
+        return _plain(flat[np.where(made, place, self.layout.offset)])
+
+
+def _plain(stored: np.ndarray) -> np.ndarray:
+    """Elements of memory as kernels take them: a byte that is neither 0 nor 1 is a bool that is true."""
+    return stored.view(np.uint8) != 0 if stored.dtype == bool else stored

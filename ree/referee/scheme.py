@@ -61,6 +61,7 @@ class Fold:
     home: Block
     region: Block = field(init=False)
     varies: bool = False
+    sized_by: tuple[int, ...] = ()  # the k's of folds around it on which the number of its cells depends
     free: frozenset[int] = frozenset()  # values from outside that its region uses
 
     @property
@@ -96,6 +97,8 @@ class Scheme:
         self.instr: dict[int, Instr] = {}
         self.fold_of: dict[int, Fold] = {}  # a fold's result, or a chain's parameter -> the fold
         self.depends: dict[int, frozenset[int]] = {}  # control value -> the k's that it depends on
+        self._slopes: dict[tuple[int, int], int | None] = {}
+        self._needed: dict[int, tuple[int, ...]] = {}
         self.top = Block(program.body, None)
         self._fill(self.top)
 
@@ -144,6 +147,12 @@ class Scheme:
 
     def _slope(self, value: int, k: int) -> int | None:
         """By how much a control value grows with k; None if that is not the same everywhere."""
+        for v in (value,) if value == k or k not in self.depends[value] else self.needed(value):
+            if (v, k) not in self._slopes:
+                self._slopes[v, k] = self._slope_of(v, k)
+        return self._slopes[value, k]
+
+    def _slope_of(self, value: int, k: int) -> int | None:
         if value == k:
             return 1
         if k not in self.depends[value]:
@@ -151,7 +160,7 @@ class Scheme:
         instr = self.instr[value]
         if instr.op not in ("add", "sub", "mul"):
             return None
-        left, right = (self._slope(a, k) for a in instr.args)
+        left, right = (1 if a == k else self._slopes.get((a, k), 0) for a in instr.args)
         if left is None or right is None:
             return None
         if instr.op == "mul":
@@ -183,16 +192,27 @@ class Scheme:
         if not fold.is_chain:  # a result that is a fold's has its own cell here, beside those of the chunk's others
             copied = [r for r in dict.fromkeys(region.results) if self._is_inner_fold(r, fold.region)]
             fold.region.cells += copied
-        fold.varies = any(k in self._extent_depends(inner) for inner in fold.region.folds)
+        fold.varies = any(k in inner.sized_by for inner in fold.region.folds)
+        sized_by = self.depends[instr.args[0]].union(*(inner.sized_by for inner in fold.region.folds))
+        fold.sized_by = tuple(sorted(sized_by - {k}))
         fold.free = self._free(fold)
 
     def _is_inner_fold(self, value: int, region: Block) -> bool:
         return self.home[value] is region and self.instr[value].region is not None
 
-    def _extent_depends(self, fold: Fold) -> frozenset[int]:
-        """The k's on which the number of a fold's cells depends."""
-        inner = (self._extent_depends(f) for f in fold.region.folds)
-        return self.depends[fold.instr.args[0]].union(*inner) - {fold.region.k}
+    def needed(self, value: int) -> tuple[int, ...]:
+        """The instructions' values that a control value or constant follows from, in an order that computes it."""
+        if value not in self._needed:
+            found: dict[int, None] = {}
+            waiting = [value]
+            while waiting:
+                v = waiting[-1]
+                left = [a for a in self.instr[v].args if a in self.instr and a not in found] if v not in found else []
+                if not left:
+                    found[waiting.pop()] = None
+                waiting += left
+            self._needed[value] = tuple(found)
+        return self._needed[value]
 
     def _free(self, fold: Fold) -> frozenset[int]:
         used: set[int] = set(fold.instr.args) | set(fold.results)

@@ -1,0 +1,175 @@
+"""Checking a spot-check proof: no weights, no run, no torch; some elements are computed from what is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ree import outline
+from ree.commit import receipt as receipts
+from ree.commit.stages import Kind, Source, Stages
+from ree.commit.trace import Manifest, list_id, tensor_ids
+from ree.errors import Error, InputError, LimitError, VerificationError
+from ree.limits import PROOF_WORK_MAX
+from ree.outline import Outline
+from ree.spot.draw import Sample, draw, element_work, kinship, works
+from ree.spot.format import Head, open_proof, read_openings
+from ree.spot.openings import Opening, Served, size_of
+from ree.spot.prove import check_arguments
+from ree.spot.samples import compare
+
+if TYPE_CHECKING:
+    from ree.commit.keys import PublicKey
+    from ree.commit.receipt import Receipt
+
+CONFIDENCE = 0.99
+
+
+@dataclass(frozen=True)
+class Check:
+    """A proof that holds, and what that says.
+
+    samples: drawn in proportion to work; extra: one for each class of stage that had none; found_fraction: of the
+    work, an error in which is found with 99 % probability; single: the probability that one wrong element is found,
+    averaged over all by their work; work_share: of the samples in that of the run; size_bytes: of the proof.
+    """
+
+    receipt: Receipt
+    samples: int
+    extra: int
+    classes: int
+    found_fraction: float
+    single: float
+    work_share: float
+    size_bytes: int
+    is_seeded: bool
+
+
+def check(
+    proof: bytes,
+    receipt: bytes | str | dict[str, Any],
+    program: Outline | None = None,
+    trusted_keys: Collection[PublicKey] | None = None,
+    seed: bytes | None = None,
+) -> Check:
+    """What a proof shows about the run of a receipt; VerificationError if it does not hold.
+
+    program: needed if the proof does not hold it; if it does, the receipt's program id binds it. seed: the one that
+    was given to the prover; a proof with another, or with none, is then refused.
+    """
+    if not isinstance(proof, bytes | bytearray | memoryview):
+        raise InputError(f"a proof is bytes, not {type(proof).__name__}")
+    check_arguments(1, seed)
+    found = receipts.read(receipt, trusted_keys)
+    head, reader = open_proof(bytes(proof))
+    if head.trace_root != found.claim.trace_root:
+        raise VerificationError("the proof is about another run than the receipt")
+    if seed is not None and head.seed != seed:
+        raise VerificationError("the proof was not made with this seed")
+    known = _program(head, program, found.claim.program_id)
+    manifest = _manifest(head, known)
+    weights, outputs = list_id(manifest.weights), list_id(manifest.outputs)
+    found.claim.expect(program_id=known.program_id, weights_id=weights, output_id=outputs, trace_root=manifest.root)
+    samples = draw(manifest.stages, manifest.root, head.samples, head.seed)
+    work = _work(manifest.stages, samples)
+    openings = read_openings(reader, lambda source: _size_of(manifest.stages, known, source))
+    _evaluate(manifest.stages, samples, openings, _roots(head, known))
+    return _result(found, head, manifest.stages, samples, work, len(proof))
+
+
+def _program(head: Head, program: Outline | None, program_id: bytes) -> Outline:
+    if head.program is None and program is None:
+        raise InputError("the proof does not hold the program: give it to the check")
+    if program is None:
+        assert head.program is not None
+        try:
+            program = outline.parse(head.program)
+        except Error as error:
+            raise VerificationError(f"the proof's program: {error}") from None
+    elif head.program is not None and head.program != program.description:
+        raise VerificationError("the proof holds another program")
+    try:
+        own = program.program_id
+    except Error as error:
+        raise VerificationError(f"the proof's program: {error}") from None
+    if own != program_id:
+        raise VerificationError(f"the receipt is about program {program_id.hex()[:16]}, this is {own.hex()[:16]}")
+    return program
+
+
+def _manifest(head: Head, program: Outline) -> Manifest:
+    """The manifest that the proof states; its root is still to be compared."""
+    try:
+        stages = program.stages(program.checked_sizes(head.sizes))
+    except Error as error:
+        raise VerificationError(f"the proof's program: {error}") from None
+    if len(head.inputs) != len(program.graph.inputs) or len(head.results) != len(stages):
+        raise VerificationError("the proof does not state the roots of the program's inputs and stages")
+    inputs = tensor_ids(stages, head.inputs, Kind.INPUT)
+    weights = tensor_ids(stages, program.weight_roots, Kind.CONSTANT)
+    return Manifest(program.program_id, head.sizes, stages, inputs, weights, head.results)
+
+
+def _roots(head: Head, program: Outline) -> dict[Kind, list[bytes]]:
+    return {Kind.INPUT: list(head.inputs), Kind.CONSTANT: program.weight_roots, Kind.RESULT: list(head.results)}
+
+
+def _size_of(stages: Stages, program: Outline, source: Source) -> int:
+    counts = {
+        Kind.INPUT: len(program.graph.inputs), Kind.CONSTANT: len(program.graph.constants), Kind.RESULT: len(stages),
+    }  # fmt: skip
+    if source.number >= counts[source.kind]:
+        raise VerificationError(f"the proof opens {_name(source)}, which the program does not have")
+    return size_of(stages, source)[1]
+
+
+def _work(stages: Stages, samples: list[Sample]) -> int:
+    costs = {kinship(stages[n]): element_work(stages[n]) for n in {kinship(stages[n]): n for n, _ in samples}.values()}
+    work = sum(costs[kinship(stages[stage])] for stage, _ in set(samples))
+    if work > PROOF_WORK_MAX:
+        raise LimitError(f"checking {len(samples)} samples takes {work} instructions, more than {PROOF_WORK_MAX}")
+    return work
+
+
+def _evaluate(
+    stages: Stages, samples: list[Sample], openings: dict[Source, Opening], roots: dict[Kind, list[bytes]]
+) -> None:
+    served: dict[Source, Served] = {}
+    for source, opening in openings.items():
+        dtype, size_bytes = size_of(stages, source)
+        if opening.root(size_bytes) != roots[source.kind][source.number]:
+            raise VerificationError(f"the proof's opening of {_name(source)} does not have its root")
+        served[source] = Served(dtype, opening, _name(source))
+
+    def tensor_of(source: Source) -> Served:
+        if source not in served:
+            raise VerificationError(f"the proof does not open {_name(source)}, which its samples read")
+        return served[source]
+
+    compare(stages, samples, tensor_of)
+    for source, tensor in served.items():
+        if not tensor.is_used:
+            raise VerificationError(f"the proof opens more of {_name(source)} than its samples read")
+
+
+def _name(source: Source) -> str:
+    kinds = {Kind.INPUT: "input", Kind.CONSTANT: "weight", Kind.RESULT: "the result of stage"}
+    return f"{kinds[source.kind]} {source.number}"
+
+
+def _result(found: Receipt, head: Head, stages: Stages, samples: list[Sample], work: int, size_bytes: int) -> Check:
+    total = sum(works(stages))
+    elements = sum(stage.type.numel() for stage in stages)
+    drawn = min(head.samples, len(samples))
+    return Check(
+        receipt=found,
+        samples=drawn,
+        extra=len(samples) - drawn,
+        classes=len({stage for stage, _ in samples}),
+        found_fraction=1 - (1 - CONFIDENCE) ** (1 / drawn) if drawn else 1.0,
+        single=min(1.0, drawn / elements) if elements else 1.0,
+        work_share=work / total if total else 0.0,
+        size_bytes=size_bytes,
+        is_seeded=head.seed is not None,
+    )

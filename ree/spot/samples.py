@@ -1,0 +1,85 @@
+"""Evaluating samples: the same code for whoever proves and whoever checks, over tensors of different kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+import ree_kernels.cpu as cpu
+from ree.commit.stages import Kind, Source, Stage, Stages
+from ree.element.interpret import elements
+from ree.errors import GraphError, RunError, VerificationError
+from ree.spot.draw import Kinship, Sample, kinship
+from ree.spot.openings import Port, Side, Tensor, places_in
+
+TensorOf = Callable[[Source], Tensor]
+
+
+def touch(stages: Stages, samples: Sequence[Sample], tensor_of: TensorOf) -> None:
+    """Compute every sample, so that its tensors note what it reads, and the sample itself."""
+    for _ in _evaluated(stages, samples, tensor_of):
+        pass
+
+
+def compare(stages: Stages, samples: Sequence[Sample], tensor_of: TensorOf) -> None:
+    """Compute every sample from what its stage read; VerificationError at the first that is not as it is stored."""
+    for stage, numbers, computed, stored in _evaluated(stages, samples, tensor_of):
+        bits = f"u{stored.dtype.itemsize}"
+        differing = np.flatnonzero(computed.view(bits) != stored.view(bits))
+        if len(differing):
+            first, extents = int(differing[0]), stage.type.extents()
+            place = [int(i) for i in np.unravel_index(numbers[first], extents)] if extents else []
+            raise VerificationError(
+                f"element {place} of stage {stage.index} is {stored[first]}, from what it read follows "
+                f"{computed[first]} (dispute it at {stage.index}:{numbers[first]})"
+            )
+
+
+def _evaluated(
+    stages: Stages, samples: Sequence[Sample], tensor_of: TensorOf
+) -> Iterator[tuple[Stage, np.ndarray, np.ndarray, np.ndarray]]:
+    """For each stage with samples: their numbers, their values as computed, and as stored.
+
+    Stages that compute alike are evaluated together, since single elements cost hardly more than none.
+    """
+    by_stage: dict[int, set[int]] = {}
+    for number, element in samples:
+        by_stage.setdefault(number, set()).add(element)
+    kin: dict[Kinship, list[int]] = {}
+    for number in sorted(by_stage):
+        kin.setdefault(kinship(stages[number]), []).append(number)
+    for numbers in kin.values():
+        chosen = [np.array(sorted(by_stage[number]), np.int64) for number in numbers]
+        computed = _together([stages[number] for number in numbers], chosen, tensor_of)
+        for number, elements_of, found in zip(numbers, chosen, computed, strict=True):
+            stage, result = stages[number], tensor_of(Source(Kind.RESULT, number))
+            places = places_in(stage.type.extents(), stage.order, elements_of)
+            yield stage, elements_of, found, result.at(places)
+
+
+def _together(stages: Sequence[Stage], chosen: Sequence[np.ndarray], tensor_of: TensorOf) -> list[np.ndarray]:
+    """The values of elements of stages of one kind, computed side by side."""
+    first = stages[0]
+    ends = np.cumsum([len(numbers) for numbers in chosen])
+    ports = [
+        Side([Port(stage.ports[n].layout, tensor_of(stage.ports[n].source)) for stage in stages], ends)
+        for n in range(len(first.ports))
+    ]
+    try:
+        with cpu.default_fp_state():
+            (found,) = elements(
+                first.program, ports, first.type.extents(), np.concatenate(chosen), first.params, _chain
+            )
+    except (RunError, GraphError) as error:
+        raise VerificationError(f"stage {first.index}, or one like it, reads what no run can read: {error}") from None
+    return np.split(found, ends[:-1])
+
+
+def _chain(a: np.ndarray, b: np.ndarray, made: np.ndarray) -> np.ndarray:
+    """FMA chains of a chunk by the kernel; every lane has its first elements."""
+    lanes = a.shape[1:]
+    counts = made.sum(axis=0, dtype=np.int64).reshape(-1)
+    left, right = (np.ascontiguousarray(x).reshape(len(x), -1) for x in (a, b))
+    found: np.ndarray = cpu.dot_lanes(left, right, counts).reshape(lanes)
+    return found
