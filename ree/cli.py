@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from ree import cli_dispute, cli_receipt
+from ree import cli_dispute, cli_proof, cli_receipt
 from ree.errors import Error, InputError, VerificationError
 
 FAILED, BAD = 1, 2
@@ -270,7 +270,7 @@ def audit(source: Model, as_json: Json = False) -> None:
 
 @app.command()
 def demo(as_json: Json = False) -> None:
-    """A trained model under every instruction set, thread count and batch size: one digest."""
+    """A trained model under every instruction set, thread count and batch size: one digest; and who catches a lie."""
     from ree import demo as demo_module
 
     with _status("preparing") as status:
@@ -279,8 +279,8 @@ def demo(as_json: Json = False) -> None:
         _print(result.to_json(), True)
     else:
         demo_module.show(result, _out)
-    if not result.reproduces:
-        raise VerificationError("ree's runs gave different bits")
+    if result.failures:
+        raise VerificationError("; ".join(result.failures))
 
 
 # -- helpers ------------------------------------------------------------------------
@@ -308,6 +308,7 @@ def _print(result: dict[str, Any], as_json: bool, text: str = "") -> None:
 
 
 cli_receipt.add_to(app)
+cli_proof.add_to(app)
 cli_dispute.add_to(app)
 
 

@@ -30,15 +30,16 @@ CONFIDENCE = 0.99
 class Check:
     """A proof that holds, and what that says.
 
-    samples: drawn in proportion to work; extra: one for each class of stage that had none; found_fraction: of the
-    work, an error in which is found with 99 % probability; single: the probability that one wrong element is found,
-    averaged over all by their work; work_share: of the samples in that of the run; size_bytes: of the proof.
+    samples: drawn in proportion to work; extra: one for each class of stage that had none; stages: that have any;
+    found_fraction: of the elements, weighted by work: errors in so many are found with 99 % probability; single: the
+    probability that one wrong element is found, on average; work_share: instructions of the samples over those of the
+    run; size_bytes: of the proof; is_seeded: whether the draw depends on a seed of the checker's.
     """
 
     receipt: Receipt
     samples: int
     extra: int
-    classes: int
+    stages: int
     found_fraction: float
     single: float
     work_share: float
@@ -166,7 +167,7 @@ def _result(found: Receipt, head: Head, stages: Stages, samples: list[Sample], w
         receipt=found,
         samples=drawn,
         extra=len(samples) - drawn,
-        classes=len({stage for stage, _ in samples}),
+        stages=len({stage for stage, _ in samples}),
         found_fraction=1 - (1 - CONFIDENCE) ** (1 / drawn) if drawn else 1.0,
         single=min(1.0, drawn / elements) if elements else 1.0,
         work_share=work / total if total else 0.0,

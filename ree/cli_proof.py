@@ -1,0 +1,121 @@
+"""`ree prove` and `ree check`: a spot-check proof of a signed run, made by running it again, checked without a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ree.errors import InputError, VerificationError
+
+if TYPE_CHECKING:
+    from ree.spot.check import Check
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Seed = Annotated[str | None, typer.Option(help="64 hex digits that the checker chose after he saw the receipt.")]
+
+
+def add_to(root: typer.Typer) -> None:
+    """Hang the commands into the command line."""
+    root.command("prove")(prove)
+    root.command("check")(check)
+
+
+def prove(
+    file: Annotated[Path, typer.Argument(help="A .ree file.")],
+    inputs: Annotated[Path, typer.Option("--input", "-i", help="safetensors file; keys are the input names.")],
+    receipt: Annotated[Path, typer.Option(help="The receipt of the run.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The proof to write.")],
+    samples: Annotated[int, typer.Option(min=1, help="Elements to open, drawn in proportion to work.")] = 459,
+    seed: Seed = None,
+    self_contained: Annotated[bool, typer.Option("--self-contained", help="Put the program into the proof.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a .ree file again and open what chance asks for; exit code 1 if the run is not the receipt's."""
+    import ree
+    from ree import atomic, signing, tensors
+    from ree.commit import receipt as receipts
+
+    found = receipts.read(receipts.load(receipt))
+    chosen = None if seed is None else signing.digest(seed, "--seed")
+    program = ree.load(file)
+    found.claim.expect(program_id=program.program_id)
+    given = tensors.program_inputs(program, tensors.read(inputs))
+    _, trace = program.run_committed(given, keep=True)
+    if trace.root != found.claim.trace_root:
+        raise VerificationError("this run is not the receipt's: it has another trace root")
+    proof = trace.prove(samples, chosen, self_contained)
+    try:
+        with atomic.replacing(output) as target:
+            target.write(proof)
+    except OSError as error:
+        raise InputError(f"cannot write {output}: {error.strerror}") from None
+    result = {"file": str(output), "bytes": len(proof), "samples": samples}
+    print(json.dumps(result, indent=1) if as_json else f"{output}: {len(proof):,} bytes, {samples} samples")
+
+
+def check(
+    proof: Annotated[Path, typer.Argument(help="A proof, as `ree prove` writes it.")],
+    receipt: Annotated[Path, typer.Argument(help="The receipt that it is about.")],
+    file: Annotated[Path | None, typer.Argument(help="The .ree file, unless the proof is self-contained.")] = None,
+    key: Annotated[list[str] | None, typer.Option(help="Public key (hex or PEM) whose receipts count.")] = None,
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Check a proof without running anything or reading weights: exit code 0 if it holds, 1 if it does not."""
+    from ree import outline, signing
+    from ree.commit import receipt as receipts
+    from ree.spot import check as module
+
+    chosen = None if seed is None else signing.digest(seed, "--seed")
+    keys = signing.trusted(key)
+    program = None if file is None else outline.load(file)
+    found = module.check(read(proof), receipts.load(receipt), program, keys, chosen)
+    doubt = "" if keys else "; anyone may have signed it: name the key that you trust with --key"
+    text = "\n".join([*lines(found), f"signed by {found.receipt.signer.id}{doubt}"])
+    print(json.dumps(to_json(found), indent=1) if as_json else text)
+
+
+def read(path: Path) -> bytes:
+    """The bytes of a proof; InputError if the file cannot be read."""
+    from ree.limits import PROOF_BYTES_MAX
+
+    try:
+        with path.open("rb") as source:
+            return source.read(PROOF_BYTES_MAX + 1)  # one byte too many, and the check refuses it
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def to_json(found: Check) -> dict[str, Any]:
+    """What a proof shows, as JSON values."""
+    return {
+        "receipt_id": found.receipt.id.hex(),
+        "signer": found.receipt.signer.id,
+        "samples": found.samples,
+        "extra_samples": found.extra,
+        "stages_touched": found.stages,
+        "found_fraction_99": found.found_fraction,
+        "single_element": found.single,
+        "work_share": found.work_share,
+        "bytes": found.size_bytes,
+        "seeded": found.is_seeded,
+    }
+
+
+def lines(found: Check) -> list[str]:
+    """What a proof shows, and what it does not."""
+    grinding = (
+        "drawn with your seed, so the claim was fixed before"
+        if found.is_seeded
+        else "drawn from the claim alone: whoever can try 2^g claims has 2^g chances to get away; --seed rules that out"
+    )
+    return [
+        f"the proof holds: {found.samples} samples and {found.extra} more, in {found.stages} stages, "
+        f"{found.size_bytes:,} bytes, {found.work_share:.2g} of the run's work",
+        f"found with 99 % probability: errors in {found.found_fraction:.2%} or more of the run, by work",
+        f"a single wrong element: found with probability {found.single:.1g}, so not ruled out",
+        grinding,
+    ]
