@@ -66,7 +66,7 @@ def elements(
     flat: numbers of elements in C order (i64); arrays may be anything that gives elements; chain: computes the FMA
     chains of a chunk faster than `fma_chain` does. Errors as `interpret`.
     """
-    step = max(1, _LANES_AT_ONCE // _CHUNK ** _depth(program.body))
+    step = elements_at_once(program)
     parts: list[list[np.ndarray]] = [[np.zeros(0, d.numpy)] for d in program.dtypes]
     with np.errstate(all="ignore"):
         for start in range(0, len(flat), step):
@@ -74,6 +74,11 @@ def elements(
             for part, result in zip(parts, found, strict=True):
                 part.append(result)
     return [np.concatenate(part) for part in parts]
+
+
+def elements_at_once(program: Program) -> int:
+    """How many elements are evaluated side by side; more are taken in turns."""
+    return max(1, _LANES_AT_ONCE // _CHUNK ** _depth(program.body))
 
 
 def _check_inputs(program: Program, arrays: Sequence[np.ndarray], shape: tuple[int, ...]) -> None:

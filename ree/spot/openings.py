@@ -173,6 +173,8 @@ class Side:
             return self.ports[0].take(coordinates, made)
         found, start = [], 0
         for port, end in zip(self.ports, self.ends, strict=True):
+            if start == end:
+                continue
             own = [_lanes(c, start, end) for c in coordinates]
             part = port.take(own, _lanes(made, start, end))
             found.append(np.broadcast_to(part, (*part.shape[:-1], end - start)))

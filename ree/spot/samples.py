@@ -8,7 +8,7 @@ import numpy as np
 
 import ree_kernels.cpu as cpu
 from ree.commit.stages import Kind, Source, Stage, Stages
-from ree.element.interpret import elements
+from ree.element.interpret import elements, elements_at_once
 from ree.errors import GraphError, RunError, VerificationError
 from ree.spot.draw import Kinship, Sample, kinship
 from ree.spot.openings import Port, Side, Tensor, places_in
@@ -60,20 +60,21 @@ def _evaluated(
 
 def _together(stages: Sequence[Stage], chosen: Sequence[np.ndarray], tensor_of: TensorOf) -> list[np.ndarray]:
     """The values of elements of stages of one kind, computed side by side."""
-    first = stages[0]
-    ends = np.cumsum([len(numbers) for numbers in chosen])
-    ports = [
-        Side([Port(stage.ports[n].layout, tensor_of(stage.ports[n].source)) for stage in stages], ends)
-        for n in range(len(first.ports))
-    ]
-    try:
-        with cpu.default_fp_state():
-            (found,) = elements(
-                first.program, ports, first.type.extents(), np.concatenate(chosen), first.params, _chain
-            )
-    except (RunError, GraphError) as error:
-        raise VerificationError(f"stage {first.index}, or one like it, reads what no run can read: {error}") from None
-    return np.split(found, ends[:-1])
+    first, ends = stages[0], np.cumsum([len(numbers) for numbers in chosen])
+    numbers, step = np.concatenate(chosen), elements_at_once(first.program)
+    ports = [[Port(s.ports[n].layout, tensor_of(s.ports[n].source)) for s in stages] for n in range(len(first.ports))]
+    found = []
+    for start in range(0, len(numbers), step):
+        stop = min(start + step, len(numbers))
+        sides = [Side(own, np.clip(ends, start, stop) - start) for own in ports]
+        try:
+            with cpu.default_fp_state():
+                found += elements(first.program, sides, first.type.extents(), numbers[start:stop], first.params, _chain)
+        except (RunError, GraphError) as error:
+            raise VerificationError(
+                f"stage {first.index}, or one like it, reads what no run can read: {error}"
+            ) from None
+    return np.split(np.concatenate(found), ends[:-1])
 
 
 def _chain(a: np.ndarray, b: np.ndarray, made: np.ndarray) -> np.ndarray:
