@@ -55,7 +55,7 @@ def judge(
     as_json: Json = False,
 ) -> None:
     """Play a recorded game again, as a third party: exit code 0 if the claim won it, 1 if it lost."""
-    import ree
+    from ree import outline
     from ree.referee import dispute as module
     from ree.referee.game import TRANSCRIPT_BYTES_MAX, Party
 
@@ -64,7 +64,7 @@ def judge(
             data = source.read(TRANSCRIPT_BYTES_MAX + 1)
     except OSError as error:
         raise InputError(f"cannot read {transcript}: {error.strerror}") from None
-    game = module.judge(data, ree.load(file))
+    game = module.judge(data, outline.load(file))
     if game.verdict is None:
         raise InputError(f"{transcript} holds a game that is not over: it is {game.state.value}")
     result = {"trace_root": game.referee.trace_root.hex(), **_verdict(game.verdict)}

@@ -25,6 +25,7 @@ from ree.referee.judge import Referee
 from ree.referee.players import Position, challenge
 
 if TYPE_CHECKING:
+    from ree.outline import Outline
     from ree.program import Program
 
 
@@ -186,7 +187,7 @@ def _answer(position: Position) -> tuple[np.ndarray, Any, Any]:
     return cells, claimed[0], stored[0]
 
 
-def judge(transcript: bytes, program: Program) -> Game:
+def judge(transcript: bytes, program: Outline) -> Game:
     """Play a recorded game again; VerificationError if it is none about this program, or breaks a rule anywhere."""
 
     def referee(program_id: bytes, sizes: tuple[int, ...], trace_root: bytes) -> Referee:
