@@ -14,6 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from ree.commit.bao import verify_slice
+from ree.commit.elements import PortElements
 from ree.commit.merkle import root_of_path
 from ree.commit.stages import Source, Stage, Stages
 from ree.commit.tensor import tensor_id
@@ -21,7 +22,7 @@ from ree.commit.trace import leaf_of
 from ree.errors import VerificationError
 from ree.referee.cells import CELL_BYTES, Cells, Kind, Step, frame_of
 from ree.referee.messages import Challenge, Proof, Response, digest
-from ree.referee.ports import PortElements, Range
+from ree.referee.ports import Range, by_range
 from ree.referee.redo import Redo, Work
 from ree.referee.scheme import Scheme
 
@@ -40,7 +41,10 @@ class Element:
         self.opener = opener or _nothing
         scheme = Scheme(self.stage.program, tuple(port.layout for port in self.stage.ports))
         ports = zip(self.stage.ports, self.stage.program.inputs, strict=True)
-        inputs = [PortElements(port.layout, given.dtype, self._range(n)) for n, (port, given) in enumerate(ports)]
+        inputs = [
+            PortElements(port.layout, given.dtype, by_range(self._range(n), given.dtype))
+            for n, (port, given) in enumerate(ports)
+        ]
         self.cells = Cells(scheme, frame_of(inputs, self.stage.type.extents(), self.stage.params, element))
 
     def _range(self, number: int) -> Range:

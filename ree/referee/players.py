@@ -8,6 +8,7 @@ import blake3
 import numpy as np
 
 from ree.commit.bao import Outboard
+from ree.commit.elements import PortElements, in_memory
 from ree.commit.trace import Trace
 from ree.element import scalar
 from ree.errors import InputError, LimitError, VerificationError
@@ -15,7 +16,6 @@ from ree.referee.cells import CELL_BYTES, Cells, frame_of
 from ree.referee.evaluate import Evaluation
 from ree.referee.judge import CELLS, Element
 from ree.referee.messages import MESSAGE_BYTES_MAX, Challenge, Proof, Response, digest
-from ree.referee.ports import MemoryElements
 from ree.referee.scheme import Role
 
 
@@ -60,7 +60,10 @@ class Position:
     def evaluate(self, lies: Mapping[int, int] | None = None) -> Evaluation:
         """All cells; lies: cells with other bits, from which those after them follow."""
         ports = zip(self.stage.ports, self.stage.program.inputs, strict=True)
-        inputs = [MemoryElements(p.layout, given.dtype, self._memories[n]) for n, (p, given) in enumerate(ports)]
+        inputs = [
+            PortElements(p.layout, given.dtype, in_memory(self._memories[n], given.dtype))
+            for n, (p, given) in enumerate(ports)
+        ]
         frame = frame_of(inputs, self.stage.type.extents(), self.stage.params, self.number)
         return Evaluation(Cells(self.element.cells.scheme, frame), lies)
 

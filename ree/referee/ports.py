@@ -1,14 +1,13 @@
-"""The inputs of a stage's program as single elements: from memory, or from openings."""
+"""The operands of a step, read as one range of bytes each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 
+from ree.commit.elements import At
 from ree.errors import VerificationError
-from ree.plan.layout import Layout
 from ree.types import DType
 
 Range = Callable[[int, int], bytes]  # (first byte, number of bytes) -> those bytes of a tensor
@@ -16,57 +15,16 @@ Range = Callable[[int, int], bytes]  # (first byte, number of bytes) -> those by
 SPAN_BYTES_MAX = 1 << 12  # of one operand of a step: 256 elements of 8 bytes, and what rounding to leaves adds
 
 
-@dataclass(frozen=True)
-class PortElements:
-    """An input seen through its layout; `read` gives bytes of the tensor behind it."""
+def by_range(read: Range, dtype: DType) -> At:
+    """Elements of a tensor of which `read` gives bytes: from the first to the last of those asked for."""
+    size_bytes = dtype.size_bytes
 
-    layout: Layout
-    dtype: DType
-    read: Range
+    def at(places: np.ndarray) -> np.ndarray:
+        first, last = int(places.min()), int(places.max())
+        span = (last - first + 1) * size_bytes
+        if span > SPAN_BYTES_MAX:
+            raise VerificationError(f"a step reads a span of {span} bytes")
+        data = np.frombuffer(read(first * size_bytes, span), dtype.numpy)
+        return data[places - first]
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.layout.shape
-
-    def take(self, coordinates: Sequence[np.ndarray], made: np.ndarray) -> np.ndarray:
-        """Elements at coordinates, read as one range of bytes; 0 where not `made`, and nothing is read for those."""
-        place = np.array([self.layout.offset], np.int64)
-        for coordinate, stride in zip(coordinates, self.layout.strides, strict=True):
-            place = place + coordinate * stride
-        place, made = np.broadcast_arrays(place, made)
-        dtype = np.dtype(self.dtype.numpy)
-        found = np.zeros(place.shape, dtype)
-        if made.any():
-            first, last = int(place[made].min()), int(place[made].max())
-            size = (last - first + 1) * dtype.itemsize
-            if size > SPAN_BYTES_MAX:
-                raise VerificationError(f"a step reads a span of {size} bytes")
-            data = np.frombuffer(self.read(first * dtype.itemsize, size), dtype)
-            found[made] = _plain(data[place[made] - first])
-        return found
-
-
-@dataclass(frozen=True)
-class MemoryElements:
-    """An input in memory: all bytes of the tensor behind it, as they are committed to."""
-
-    layout: Layout
-    dtype: DType
-    memory: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.layout.shape
-
-    def take(self, coordinates: Sequence[np.ndarray], made: np.ndarray) -> np.ndarray:
-        """Elements at coordinates; anything where not `made`."""
-        place = np.array([self.layout.offset], np.int64)
-        for coordinate, stride in zip(coordinates, self.layout.strides, strict=True):
-            place = place + coordinate * stride
-        flat = self.memory.view(self.dtype.numpy)
-        return _plain(flat[np.where(made, place, self.layout.offset)])
-
-
-def _plain(stored: np.ndarray) -> np.ndarray:
-    """Elements of memory as kernels take them: a byte that is neither 0 nor 1 is a bool that is true."""
-    return stored.view(np.uint8) != 0 if stored.dtype == bool else stored
+    return at

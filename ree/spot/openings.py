@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from ree.commit.bao import Nodes, Outboard, chunk_count, left_chunks
+from ree.commit.elements import PortElements
 from ree.commit.stages import Source, Stages
 from ree.errors import VerificationError
-from ree.plan.layout import Layout
 from ree.types import DType
 from ree_kernels import blake3
 from ree_kernels.blake3 import CHUNK_BYTES
@@ -132,35 +132,13 @@ class Served(Tensor):
 
 
 @dataclass(frozen=True)
-class Port:
-    """An input of a stage's program, seen through its layout."""
-
-    layout: Layout
-    tensor: Tensor = field(repr=False)
-
-    def take(self, coordinates: Sequence[np.ndarray], made: np.ndarray) -> np.ndarray:
-        """Elements at coordinates; 0 where not `made`, and nothing is asked for there."""
-        place = np.array([self.layout.offset], np.int64)
-        for coordinate, stride in zip(coordinates, self.layout.strides, strict=True):
-            if stride:
-                place = place + coordinate * stride
-        if made.all():
-            return self.tensor.at(place)
-        place, made = np.broadcast_arrays(place, made)
-        found = np.zeros(place.shape, self.tensor.dtype.numpy)
-        if made.any():
-            found[made] = self.tensor.at(place[made])
-        return found
-
-
-@dataclass(frozen=True)
 class Side:
     """The same input of several stages of one kind, whose elements are evaluated side by side.
 
     ends: up to which lane (the last axis of all coordinates) each port goes.
     """
 
-    ports: Sequence[Port]
+    ports: Sequence[PortElements]
     ends: np.ndarray
 
     @property

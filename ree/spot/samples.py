@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 import ree_kernels.cpu as cpu
-from ree.commit.stages import Kind, Source, Stage, Stages
+from ree.commit.elements import PortElements
+from ree.commit.stages import Kind, Port, Source, Stage, Stages
 from ree.element.interpret import elements, elements_at_once
 from ree.errors import GraphError, RunError, VerificationError
 from ree.spot.draw import Kinship, Sample, kinship
-from ree.spot.openings import Port, Side, Tensor, places_in
+from ree.spot.openings import Side, Tensor, places_in
+from ree.types import DType
 
 TensorOf = Callable[[Source], Tensor]
 
@@ -62,7 +64,9 @@ def _together(stages: Sequence[Stage], chosen: Sequence[np.ndarray], tensor_of: 
     """The values of elements of stages of one kind, computed side by side."""
     first, ends = stages[0], np.cumsum([len(numbers) for numbers in chosen])
     numbers, step = np.concatenate(chosen), elements_at_once(first.program)
-    ports = [[Port(s.ports[n].layout, tensor_of(s.ports[n].source)) for s in stages] for n in range(len(first.ports))]
+    ports = [
+        [_port(s.ports[n], given.dtype, tensor_of) for s in stages] for n, given in enumerate(first.program.inputs)
+    ]
     found = []
     for start in range(0, len(numbers), step):
         stop = min(start + step, len(numbers))
@@ -75,6 +79,10 @@ def _together(stages: Sequence[Stage], chosen: Sequence[np.ndarray], tensor_of: 
                 f"stage {first.index}, or one like it, reads what no run can read: {error}"
             ) from None
     return np.split(np.concatenate(found), ends[:-1])
+
+
+def _port(port: Port, dtype: DType, tensor_of: TensorOf) -> PortElements:
+    return PortElements(port.layout, dtype, tensor_of(port.source).at)
 
 
 def _chain(a: np.ndarray, b: np.ndarray, made: np.ndarray) -> np.ndarray:
