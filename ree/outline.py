@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,7 @@ class Outline:
         """What `make` gives; FormatError where the graph, which comes from a file, turns out to be malformed."""
         try:
             return make()
-        except file.MALFORMED as error:
+        except (*file.MALFORMED, struct.error) as error:  # struct: a number that no commitment can hold
             if self._trusted:
                 raise
             raise FormatError(f"the program is malformed ({type(error).__name__}: {error})") from None

@@ -178,6 +178,122 @@ def test_boxes_in_any_order(kernels: Kernels, group_chunks: int, length: int) ->
     assert cvs.tobytes() == slow_cvs(data, group_chunks)  # they are only read
 
 
+# -- openings of some chunks ----------------------------------------------------------------------------
+
+
+def opening(data: np.ndarray, chunks: list[int]) -> tuple[bytes, bytes]:
+    """Bytes of chunks, and chaining values of the largest subtrees without any, node by node."""
+    opened, leaves = set(chunks), [data[i : i + CHUNK_BYTES] for i in range(0, max(1, len(data)), CHUNK_BYTES)]
+
+    def cv(first: int, n: int) -> bytes:
+        if n == 1:
+            return blake3.chunk(leaves[first], first)
+        left = 1 << (n - 1).bit_length() - 1
+        return blake3.parent(cv(first, left) + cv(first + left, n - left))
+
+    def others(first: int, n: int) -> bytes:
+        if opened.isdisjoint(range(first, first + n)):
+            return cv(first, n)
+        if n == 1:
+            return b""
+        left = 1 << (n - 1).bit_length() - 1
+        return others(first, left) + others(first + left, n - left)
+
+    return b"".join(leaves[c].tobytes() for c in chunks), others(0, len(leaves))
+
+
+def some_chunks(rng: np.random.Generator, n: int) -> list[list[int]]:
+    """Sets of chunks out of n: one, the first, the last, all, all but one, runs, and random ones."""
+    found = [[0], [n - 1], list(range(n)), [c for c in range(n) if c != n // 2] or [0]]
+    for _ in range(4):
+        start, end = sorted(rng.integers(0, n, 2))
+        found.append(list(range(start, end + 1)))
+        found.append([int(c) for c in np.flatnonzero(rng.random(n) < rng.choice([0.05, 0.5, 0.95]))] or [0])
+    return found
+
+
+def test_openings_have_the_root(kernels: Kernels) -> None:
+    """Every small tree, those around a batch of 256 chunks and larger ones, whole and with a short last chunk."""
+    rng = np.random.default_rng(5)
+    counts = [*range(1, 20), 31, 32, 33, 255, 256, 257, 300, 511, 512, 513, 700]
+    for length in [0, *(n * CHUNK_BYTES - short for n in counts for short in (0, 1, 1023))]:
+        data = DATA[:length]
+        n = max(1, -(-length // CHUNK_BYTES))
+        for chunks in some_chunks(rng, n) if n > 4 else subsets(n):
+            held, cvs = opening(data, chunks)
+            assert blake3.opening_root(length, chunks, held, cvs, kernels=kernels) == expected(data), (length, chunks)
+
+
+def subsets(n: int) -> list[list[int]]:
+    return [[c for c in range(n) if bits >> c & 1] for bits in range(1, 1 << n)]
+
+
+def test_openings_with_too_few_or_too_many_values(kernels: Kernels) -> None:
+    rng = np.random.default_rng(6)
+    for n in (1, 2, 3, 8, 9, 257, 300):
+        length = n * CHUNK_BYTES - 5
+        for chunks in some_chunks(rng, n):
+            held, cvs = opening(DATA[:length], chunks)
+            for bad in (cvs[:-CV_BYTES], cvs + bytes(CV_BYTES), b"", cvs * 3):
+                found = blake3.opening_root(length, chunks, held, bad, kernels=kernels)
+                assert bad == cvs or found is None, (n, chunks)
+
+
+def test_openings_bind_every_byte(kernels: Kernels) -> None:
+    length = 9 * CHUNK_BYTES + 100
+    held, cvs = opening(DATA[:length], [2, 3, 9])
+    root = expected(DATA[:length])
+    for part, others in ((held, (cvs,)), (cvs, (held,))):
+        for at in range(0, len(part), 31):
+            changed = part[:at] + bytes([part[at] ^ 4]) + part[at + 1 :]
+            both = (changed, *others) if part is held else (*others, changed)
+            assert blake3.opening_root(length, [2, 3, 9], *both, kernels=kernels) not in (root, None)
+    for other in (length - 1, length + 1, length - CHUNK_BYTES, 100 * length):
+        try:
+            assert blake3.opening_root(other, [2, 3, 9], held, cvs, kernels=kernels) != root
+        except ValueError:
+            continue
+    assert blake3.opening_root(length, [2, 3, 8], held[:-100] + bytes(1024), cvs, kernels=kernels) != root
+
+
+def test_an_opening_of_an_input_larger_than_memory(kernels: Kernels) -> None:
+    """A chunk of 2^52 bytes: its counter has more than 32 bits, its path 42 nodes."""
+    n_chunks, at = 1 << 42, (1 << 41) + 12345
+    cv, first, path = blake3.chunk(DATA[:CHUNK_BYTES], at), at, []
+    for level in range(42):
+        sibling = package.blake3(bytes([level])).digest()
+        is_left, is_root = first % 2 == 0, level == 41
+        cv = blake3.parent(cv + sibling if is_left else sibling + cv, is_root)
+        path.append((is_left, sibling))
+        first //= 2
+    # from left to right: on the way down those to the left of the chunk, then on the way up those to its right
+    cvs = [s for is_left, s in reversed(path) if not is_left] + [s for is_left, s in path if is_left]
+    found = blake3.opening_root(
+        n_chunks * CHUNK_BYTES, [at], DATA[:CHUNK_BYTES].tobytes(), b"".join(cvs), kernels=kernels
+    )
+    assert found == cv
+
+
+def test_wrong_openings_are_refused() -> None:
+    one = bytes(CHUNK_BYTES)
+    for n_bytes, chunks, data, cvs in (
+        (3000, [], b"", b""),
+        (3000, [1, 1], one * 2, b""),
+        (3000, [1, 0], one * 2, b""),
+        (3000, [-1], one, b""),
+        (3000, [3], one, b""),
+        (3000, [1 << 70], one, b""),
+        (3000, [1], one[:-1], b""),
+        (3000, [1], one + b"x", b""),
+        (3000, [2], one, b""),
+        (3000, [1], one, bytes(31)),
+        (0, [0], b"x", b""),
+        (0, [1], b"", b""),
+    ):
+        with pytest.raises(ValueError, match="chunks"):
+            blake3.opening_root(n_bytes, chunks, data, cvs)
+
+
 def test_wrong_groups_and_nodes_are_refused() -> None:
     for group_chunks, first in ((0, 0), (3, 0), (512, 0), (16, 8), (2, 1), (1, -1)):
         with pytest.raises(ValueError, match="no groups"):

@@ -12,9 +12,10 @@ import pytest
 
 from ree.element import scalar
 from ree.element.fma import fma32, fma64
-from ree.element.interpret import interpret
+from ree.element.interpret import elements, interpret
 from ree.element.program import FOLDS, INSTRUCTIONS, OUT, Builder, Port, Value
 from ree.errors import GraphError, InputError, RunError
+from ree.spot.samples import _chain
 from ree.types import DType, Type
 
 STORED = {t: DType(t.value) for t in Type}
@@ -476,6 +477,34 @@ def test_dot_order() -> None:
     got = interpret(b.finish([total], [DType.F32]), [x, y, np.array(LENGTHS)], (len(LENGTHS),))[0]
     for n, value in zip(LENGTHS, got.tolist(), strict=True):
         assert same(value, python_dot(x[:n].tolist(), y[:n].tolist())), n
+
+
+def test_chains_by_a_kernel_are_those_of_the_interpreter() -> None:
+    """`chain` is asked for every chunk, with lanes of all lengths and some that are not active; same bits come out."""
+    x, y = data(Type.F32, max(LENGTHS), 2), data(Type.F32, max(LENGTHS), 3)
+    x[7::97], y[5::89] = np.float32(-0.0), np.float32(1e-42)
+    special = np.array([np.nan, np.inf, -np.inf, 1e38, -0.0], np.float32)
+    tables = [np.stack([x, y, np.resize(special, x.size)]), np.stack([y, x, np.resize(special[::-1], x.size)])]
+    b = Builder([Port(DType.F32, 2), Port(DType.F32, 2), Port(DType.I64, 1)], 2)
+    row, n = b.index(0), b.load(2, b.index(1))
+    total = b.fold_dot(n, lambda k: (b.load(0, row, k), b.load(1, row, k)))
+    nested = b.fold_sum(b.op("min", n, b.i64(3)), lambda j: b.fold_dot(j + 1, lambda k: (b.load(0, j, k), total)))
+    program = b.finish([total, nested], [DType.F32, DType.F32])
+    shape, asked = (3, len(LENGTHS)), []
+
+    def chain(a: np.ndarray, b: np.ndarray, made: np.ndarray) -> np.ndarray:
+        asked.append(made.shape)
+        assert (made[1:] <= made[:-1]).all()  # what a lane has comes first
+        return _chain(a, b, made)
+
+    arrays = [*tables, np.array(LENGTHS)]
+    numbers = np.arange(3 * len(LENGTHS))[::-1].copy()
+    for flat in (numbers, numbers[:1], numbers[5:8]):
+        for own, other in zip(
+            elements(program, arrays, shape, flat, (), chain), elements(program, arrays, shape, flat), strict=True
+        ):
+            assert own.tobytes() == other.tobytes()
+    assert len(asked) > 3 and max(made[0] for made in asked) == 256
 
 
 @pytest.mark.parametrize("type", [t for t in Type if t is not Type.BOOL])

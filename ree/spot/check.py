@@ -11,17 +11,19 @@ from ree.commit import receipt as receipts
 from ree.commit.stages import Kind, Source, Stages
 from ree.commit.trace import Manifest, list_id, tensor_ids
 from ree.errors import Error, InputError, LimitError, VerificationError
-from ree.limits import PROOF_WORK_MAX
+from ree.limits import PROOF_WORK_MAX, TENSOR_BYTES_MAX
 from ree.outline import Outline
 from ree.spot.draw import Sample, draw, element_work, kinship, works
 from ree.spot.format import Head, open_proof, read_openings
 from ree.spot.openings import Opening, Served, size_of
 from ree.spot.prove import check_arguments
 from ree.spot.samples import compare
+from ree.wire import Reader
 
 if TYPE_CHECKING:
     from ree.commit.keys import PublicKey
     from ree.commit.receipt import Receipt
+    from ree.graph import Graph
 
 CONFIDENCE = 0.99
 
@@ -68,15 +70,26 @@ def check(
         raise VerificationError("the proof is about another run than the receipt")
     if seed is not None and head.seed != seed:
         raise VerificationError("the proof was not made with this seed")
+    if seed is None and head.seed is not None:  # else the prover could have tried many
+        raise VerificationError("the proof was made with a seed: whoever chose it must give it to the check")
     known = _program(head, program, found.claim.program_id)
-    manifest = _manifest(head, known)
+    try:
+        return known.guarded(lambda: _check(found, head, reader, known, len(proof)))  # type: ignore[no-any-return]
+    except (VerificationError, LimitError):
+        raise
+    except Error as error:  # of a hostile program
+        raise VerificationError(f"the proof's program: {error}") from None
+
+
+def _check(found: Receipt, head: Head, reader: Reader, program: Outline, size_bytes: int) -> Check:
+    manifest = _manifest(head, program)
     weights, outputs = list_id(manifest.weights), list_id(manifest.outputs)
-    found.claim.expect(program_id=known.program_id, weights_id=weights, output_id=outputs, trace_root=manifest.root)
+    found.claim.expect(program_id=program.program_id, weights_id=weights, output_id=outputs, trace_root=manifest.root)
     samples = draw(manifest.stages, manifest.root, head.samples, head.seed)
     work = _work(manifest.stages, samples)
-    openings = read_openings(reader, lambda source: _size_of(manifest.stages, known, source))
-    _evaluate(manifest.stages, samples, openings, _roots(head, known))
-    return _result(found, head, manifest.stages, samples, work, len(proof))
+    openings = read_openings(reader, lambda source: _size_of(manifest.stages, program, source))
+    _evaluate(manifest.stages, samples, openings, _roots(head, program))
+    return _result(found, head, manifest.stages, samples, work, size_bytes)
 
 
 def _program(head: Head, program: Outline | None, program_id: bytes) -> Outline:
@@ -91,7 +104,7 @@ def _program(head: Head, program: Outline | None, program_id: bytes) -> Outline:
     elif head.program is not None and head.program != program.description:
         raise VerificationError("the proof holds another program")
     try:
-        own = program.program_id
+        own = program.guarded(lambda: program.program_id)
     except Error as error:
         raise VerificationError(f"the proof's program: {error}") from None
     if own != program_id:
@@ -101,15 +114,22 @@ def _program(head: Head, program: Outline | None, program_id: bytes) -> Outline:
 
 def _manifest(head: Head, program: Outline) -> Manifest:
     """The manifest that the proof states; its root is still to be compared."""
-    try:
-        stages = program.stages(program.checked_sizes(head.sizes))
-    except Error as error:
-        raise VerificationError(f"the proof's program: {error}") from None
+    sizes = program.checked_sizes(head.sizes)
+    _check_extents(program.static(sizes))
+    stages = program.stages(sizes)
     if len(head.inputs) != len(program.graph.inputs) or len(head.results) != len(stages):
         raise VerificationError("the proof does not state the roots of the program's inputs and stages")
     inputs = tensor_ids(stages, head.inputs, Kind.INPUT)
     weights = tensor_ids(stages, program.weight_roots, Kind.CONSTANT)
     return Manifest(program.program_id, head.sizes, stages, inputs, weights, head.results)
+
+
+def _check_extents(graph: Graph) -> None:
+    """VerificationError if a tensor of a static graph is none, or larger than any: its place would not fit an i64."""
+    for value in range(graph.value_count):
+        type = graph.type_of(value)
+        if min(type.extents(), default=0) < 0 or type.size_bytes() > TENSOR_BYTES_MAX:
+            raise VerificationError(f"the proof's program has a tensor {type} among its results")
 
 
 def _roots(head: Head, program: Outline) -> dict[Kind, list[bytes]]:

@@ -108,7 +108,8 @@ class _Lengths:
         """Note what an instruction gives, if that follows without data."""
         if instr.op not in ("load", "load_if") and all(a in known for a in instr.args):
             values = [known[a] for a in instr.args]
-            known[instr.results[0]] = instruction(self.program, instr, values, self.frame)
+            with np.errstate(all="ignore"):  # 1 / 0 is a value like others
+                known[instr.results[0]] = instruction(self.program, instr, values, self.frame)
 
     def length(self, fold: Instr, known: dict[int, np.ndarray]) -> int:
         return max(0, int(known[fold.args[0]][0])) if fold.args[0] in known else 0

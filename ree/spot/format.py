@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from ree.commit.bao import chunk_count
 from ree.commit.stages import Kind, Source
 from ree.errors import VerificationError
-from ree.limits import PROOF_BYTES_MAX, PROOF_SAMPLES_MAX
+from ree.limits import HEADER_BYTES_MAX, PROOF_BYTES_MAX, PROOF_SAMPLES_MAX
+from ree.spot.draw import NO_SEED
 from ree.spot.openings import Opening, data_bytes
 from ree.wire import Reader, Writer
 from ree_kernels.blake3 import CHUNK_BYTES, CV_BYTES
@@ -56,8 +57,10 @@ class Head:
         if flags & ~(_SELF_CONTAINED | _SEEDED) or not 1 <= samples <= PROOF_SAMPLES_MAX:
             raise VerificationError(f"a proof of {samples} samples with flags {flags}")
         seed = reader.digest() if flags & _SEEDED else None
+        if seed == NO_SEED:
+            raise VerificationError("a proof with a seed of zeros, which stands for none")
         root = reader.digest()
-        program = reader.sized(PROOF_BYTES_MAX) if flags & _SELF_CONTAINED else None
+        program = reader.sized(HEADER_BYTES_MAX) if flags & _SELF_CONTAINED else None
         sizes = tuple(reader.u64() for _ in range(reader.count(_ITEMS_MAX, 8)))
         return cls(samples, seed, root, program, sizes, reader.digests(_ITEMS_MAX), reader.digests(_ITEMS_MAX))
 
@@ -113,7 +116,7 @@ def _opening(reader: Reader, size_bytes: int) -> Opening:
             not count
             or (position and not gap)
             or first + count > limit
-            or count * CHUNK_BYTES > reader.left + CHUNK_BYTES
+            or (len(chunks) + count - 1) * CHUNK_BYTES > reader.left
         ):
             raise VerificationError("the chunks of the proof are not in order")
         chunks += range(first, first + count)
