@@ -198,7 +198,8 @@ class Scheme:
         fold.free = self._free(fold)
 
     def _is_inner_fold(self, value: int, region: Block) -> bool:
-        return self.home[value] is region and self.instr[value].region is not None
+        instr = self.instr.get(value)  # none: k itself
+        return self.home[value] is region and instr is not None and instr.region is not None
 
     def needed(self, value: int) -> tuple[int, ...]:
         """The instructions' values that a control value or constant follows from, in an order that computes it."""
