@@ -47,7 +47,9 @@ def compile(
         raise InputError(f"seed {seed} is not in 0 .. 2^64-1")
     with cpu.default_fp_state(), _uncollected():
         captured = capture(model, args, kwargs, dynamic_shapes, seed)
-        return Program(prepare(captured.graph), captured.inputs, captured.outputs, captured.rebuild)
+        program = Program(prepare(captured.graph), captured.inputs, captured.outputs, captured.rebuild)
+        program.watch(captured.weights)
+        return program
 
 
 @contextlib.contextmanager

@@ -56,13 +56,15 @@ _WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 class Captured:
     """A graph with the nested structures of the model's inputs and outputs.
 
-    rebuild: makes the model's own output object of the flat tensors (None: use `outputs`).
+    rebuild: makes the model's own output object of the flat tensors (None: use `outputs`); weights: tensors whose
+    memory the constants share.
     """
 
     graph: Graph
     inputs: Structure  # {"tuple": [args, kwargs]}
     outputs: Structure
     rebuild: Callable[[Sequence[Any]], Any] | None = None
+    weights: Sequence[torch.Tensor] = ()
 
 
 def to_torch_dtype(dtype: DType) -> torch.dtype:
@@ -291,6 +293,7 @@ class _Importer(Importer):
     def __init__(self, program: Any) -> None:
         super().__init__()
         self.program = program
+        self.weights: list[torch.Tensor] = []
 
     def run(self) -> Captured:
         signature = self.program.graph_signature
@@ -311,6 +314,7 @@ class _Importer(Importer):
             _structure(spec.in_spec, iter(user_inputs)),
             _structure(spec.out_spec, iter(TENSOR if isinstance(o, T) else {"value": o} for o in outputs)),
             _rebuilder(spec.out_spec, outputs),
+            self.weights,
         )
 
     def _placeholders(self, signature: Any) -> list[Structure]:
@@ -343,6 +347,7 @@ class _Importer(Importer):
         tensor = table[name]
         if not hasattr(tensor, "detach"):
             raise UnsupportedError(f"{name} is a {type(tensor).__name__}, not a tensor")
+        self.weights.append(tensor)
         return self.lowering.constant(to_numpy(tensor), from_torch_dtype(tensor.dtype), name)
 
     def _ranges(self) -> dict[str, tuple[int, int]]:

@@ -61,9 +61,23 @@ class Program(Outline):
         self._weights = Weights(graph.constants)
         self._plans: OrderedDict[tuple[int, ...], Any] = OrderedDict()
         self._lock = threading.Lock()
+        self._watched: list[tuple[Any, int]] = []
         _living.add(self)
         if not graph.is_dynamic():
             self.plan(()).compile()
+
+    def watch(self, weights: Sequence[Any]) -> None:
+        """Refuse to run or be written once one of these torch tensors has changed whose memory the program shares.
+
+        A change through `.data` or NumPy is not seen.
+        """
+        shared = {c.data.ctypes.data for c in self.graph.constants if isinstance(c.data, np.ndarray)}
+        held = [weight for weight in weights if weight.data_ptr() in shared and not weight.is_inference()]
+        self._watched = [(weight, weight._version) for weight in held]
+
+    def _check_weights(self) -> None:
+        if any(weight._version != version for weight, version in self._watched):
+            raise InputError("a weight of the model was changed in place after it was compiled: compile it again")
 
     # -- running ------------------------------------------------------------------------
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -170,6 +184,7 @@ class Program(Outline):
 
     def _held(self, tensors: Sequence[Any]) -> tuple[list[tuple[Any, tuple[int, ...], int]], tuple[int, ...]]:
         """Inputs as memory, and the values of the program's symbols that their shapes mean."""
+        self._check_weights()
         if len(tensors) != len(self.graph.inputs):
             raise InputError(f"the program takes {len(self.graph.inputs)} tensors, not {len(tensors)}")
         held = [_as_memory(t, i.type.dtype, i.name) for t, i in zip(tensors, self.graph.inputs, strict=True)]
@@ -237,6 +252,7 @@ class Program(Outline):
     # -- files ----------------------------------------------------------------------------
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the program with its weights to a `.ree` file."""
+        self._check_weights()
         file.save(path, self.graph, self.input_structure, self.output_structure)
 
 

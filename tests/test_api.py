@@ -168,3 +168,18 @@ def test_a_forked_child_does_not_wait_for_its_parents_threads() -> None:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
     assert done and os.waitstatus_to_exitcode(status) == 0
+
+
+def test_a_weight_that_is_changed_later_is_noticed(tmp_path: Path) -> None:
+    """The program shares the model's memory: it would compute with some old and some new weights."""
+    model, x = nn.Linear(4, 3).eval(), torch.randn(2, 4)
+    program = ree.compile(model, (x,))
+    before = program(x)
+    with torch.no_grad():
+        model(x)
+        assert torch.equal(program(x), before)
+        model.bias += 1
+    for use in (lambda: program(x), lambda: program.run(x, commit=True), lambda: program.save(tmp_path / "m.ree")):
+        with pytest.raises(ree.InputError, match="changed in place"):
+            use()
+    assert torch.equal(ree.compile(model, (x,))(x), before + 1)
