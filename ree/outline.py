@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 import struct
 from collections.abc import Sequence
 from functools import cached_property
@@ -72,7 +73,7 @@ class Outline:
         """Values of the program's symbols that come from outside; VerificationError if they are none."""
         bounds = self.graph.symbols.values()
         if len(sizes) != len(bounds) or any(not low <= n <= high for n, (low, high) in zip(sizes, bounds, strict=True)):
-            raise VerificationError(f"the program's dynamic dimensions cannot be {list(sizes)}")
+            raise VerificationError(f"the program's dynamic dimensions cannot be {reprlib.repr(list(sizes))}")
         return tuple(sizes)
 
     def stages(self, sizes: tuple[int, ...] = ()) -> Stages:
