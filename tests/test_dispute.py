@@ -11,6 +11,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import blake3
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,8 @@ import ree
 from ree import cli
 from ree.commit.elements import PortElements, in_memory
 from ree.commit.local import inconsistencies
-from ree.commit.trace import Trace
+from ree.commit.stages import Kind as Source
+from ree.commit.trace import Trace, tensor_ids
 from ree.element import scalar
 from ree.element.interpret import elements
 from ree.element.program import Builder, Port, Program, Value
@@ -427,6 +429,34 @@ def test_an_index_out_of_range_in_the_inputs_loses() -> None:
             assert wrong is not None
             game.prove(position.prove(game.events[1].message, values, wrong), NOW_S)
             assert game.verdict is not None and game.verdict.winner is Party.CHALLENGER
+
+
+@pytest.mark.parametrize("tail", [lambda x: x, lambda x: x.exp() * 2, lambda x: x.sum(-1, keepdim=True)])
+def test_coordinates_out_of_range_lose(tail: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Positions beyond a table, which follow from sizes alone and so are in no cell: nothing that reads them holds."""
+    size = torch.export.Dim("size", min=2, max=20)
+    model = Lambda(lambda m, x: tail(x[:, None] + m.e[torch.arange(x.shape[0])])).eval()
+    program = ree.compile(model, (torch.zeros(5),), dynamic_shapes={"args": ({0: size},)})
+    _, trace = program.run(torch.zeros(9), commit=True, keep=True)
+    assert trace is not None and ree.dispute(program, trace).stage is None
+    with pytest.raises(RunError):
+        program.run(torch.zeros(15), commit=True)
+    stages, x = program.stages((15,)), np.zeros(15, np.float32)
+    results = [np.zeros(stage.type.extents(), stage.type.dtype.numpy) for stage in stages]
+    inputs = tensor_ids(stages, [blake3.blake3(x.tobytes()).digest()], Source.INPUT)
+    manifest = dataclasses.replace(trace.manifest, sizes=(15,), stages=stages, inputs=inputs)
+    claim = dishonest.with_results(Trace(manifest, program, [x], lambda: results), results)
+    assert ree.dispute(program, claim).wrong == ("a",)
+    for stage in stages:
+        element = stage.type.numel() - 1
+        position = Position(claim, stage.index, element)
+        values = rng_cells(random.Random(2), np.zeros(position.element.cells.count, np.uint64))
+        game = opened(program, claim, position, values)
+        wrong = position.wrong_step(values)
+        if wrong is None:
+            continue  # it does follow, from what an earlier stage claims
+        game.prove(position.prove(game.events[1].message, values, wrong), NOW_S)
+        assert game.verdict is not None and game.verdict.winner is Party.CHALLENGER
 
 
 def rng_cells(rng: random.Random, like: np.ndarray) -> np.ndarray:

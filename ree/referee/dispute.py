@@ -18,7 +18,7 @@ from ree.commit.local import first_difference, inconsistencies
 from ree.commit.stages import Kind
 from ree.commit.trace import Trace, tensor_ids
 from ree.element.encode import encode as encode_program
-from ree.errors import InputError, VerificationError
+from ree.errors import GraphError, InputError, RunError, VerificationError
 from ree.referee.cells import encode
 from ree.referee.game import Game, Party, Rules, Verdict, replay
 from ree.referee.judge import Referee
@@ -173,9 +173,12 @@ def settle(program: Program, name: str, claim: Trace, stage: int, element: int, 
 
 def _answer(position: Position) -> tuple[np.ndarray, Any, Any]:
     """The cells of a stubborn prover, the element as he claims it, and as it follows from his operands."""
-    found = position.evaluate()
     stage, number = position.stage, position.number
     claimed = position.trace.tensors[stage.index].reshape(-1)[number : number + 1]
+    try:
+        found = position.evaluate()
+    except (RunError, GraphError):  # no run of the program gives anything here
+        return np.zeros(position.element.cells.count, np.uint64), claimed[0], None
     cells = found.values.copy()
     if found.failed is not None:
         return cells, claimed[0], None

@@ -11,7 +11,7 @@ from ree.commit.bao import Outboard
 from ree.commit.elements import PortElements, in_memory
 from ree.commit.trace import Trace
 from ree.element import scalar
-from ree.errors import InputError, LimitError, VerificationError
+from ree.errors import GraphError, InputError, LimitError, RunError, VerificationError
 from ree.referee.cells import CELL_BYTES, Cells, frame_of
 from ree.referee.evaluate import Evaluation
 from ree.referee.judge import CELLS, Element
@@ -96,7 +96,10 @@ class Position:
 
         A step that gives nothing (an index out of range) follows from nothing.
         """
-        expected = self.evaluate()
+        try:
+            expected = self.evaluate()
+        except (RunError, GraphError):  # not even coordinates follow
+            return self._searched(cells)
         differing = np.flatnonzero((expected.values != cells) & (expected.order >= 0))
         if len(differing):
             # all that the first one to be computed reads is right, so it does not follow from it
@@ -105,6 +108,24 @@ class Position:
             return expected.failed
         claimed = self.trace.tensors[self.stage.index].reshape(-1)[self.number : self.number + 1]
         return None if self.stored(expected).tobytes() == claimed.tobytes() else self.element.cells.count
+
+    def _searched(self, cells: np.ndarray) -> int | None:
+        """The first step that a referee finds wrong, one after the other."""
+        own = np.ascontiguousarray(cells).view(np.uint8)
+        count = self.element.cells.count
+
+        def read(port: int, start: int, size: int) -> bytes:
+            memory = own if port == CELLS else self._memories[port]
+            return memory[start : start + size].tobytes()
+
+        self.element.opener = read
+        redo = self.element.redo()
+        for address in range(count):
+            if redo.expected(self.element.cells.step(address)) != int(cells[address]):
+                return address
+        claimed = self.trace.tensors[self.stage.index].reshape(-1)[self.number : self.number + 1]
+        stored = redo.stored()
+        return None if stored is not None and stored.tobytes() == claimed.tobytes() else count
 
     def prove(self, response: bytes, cells: np.ndarray, step: int) -> bytes:
         """The proof that a step is wrong: what the referee will read, opened in that order."""
