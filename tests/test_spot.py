@@ -29,6 +29,7 @@ import ree
 from ree import outline
 from ree.commit import receipt as receipts
 from ree.commit.bao import chunk_count
+from ree.commit.keys import PublicKey
 from ree.commit.rerun import claim_of
 from ree.commit.stages import Kind, Source
 from ree.commit.trace import Trace
@@ -43,10 +44,8 @@ from ree.spot.openings import Opening
 from ree.wire import Reader, Writer
 from ree_kernels import blake3, cpu
 from ree_kernels.blake3 import CHUNK_BYTES
-from tests import dishonest
-from tests.fuzz_spot import (
-    MORE, edited, embedding, fuzz, hostile, joined, leb, manifest_of, parts, path_to, prove_or_open, run, signed,
-)  # fmt: skip
+from tests import dishonest, fuzz_spot, spot_vectors
+from tests.fuzz_spot import MORE, edited, embedding, hostile, joined, leb, manifest_of, parts, path_to, run, signed
 from tests.receipt_vectors import OTHER, SALT, SIGNER
 from tests.test_random_graphs import random_program
 from tests.test_trace import CASES, Lambda, compiled
@@ -109,7 +108,7 @@ def test_random_programs(rng: random.Random) -> None:
         claim = dishonest.lie(trace, at[0], dishonest.flip(at[1], rng.randrange(64)))
         drawn = draw(claim.manifest.stages, claim.root, 20, SEED)
         if at in drawn:
-            refused(prove_or_open(claim, 20, SEED), claim.receipt(SIGNER), seed=SEED)
+            refused(fuzz_spot.prove_or_open(claim, 20, SEED), claim.receipt(SIGNER), seed=SEED)
 
 
 def test_dynamic_programs(tmp_path: Path) -> None:
@@ -457,7 +456,7 @@ def test_a_result_that_no_run_gives_because_its_index_is_outside() -> None:
     trace, _, _ = run("gather")
     claim = dishonest.lie(trace, 0, dishonest.flip(5, 40), follow=False)
     seed = seed_that_draws(claim, 9, (1, 5 * 24 + 3))
-    refused(prove_or_open(claim, 9, seed), claim.receipt(SIGNER), "no run can read|follows", seed=seed)
+    refused(fuzz_spot.prove_or_open(claim, 9, seed), claim.receipt(SIGNER), "no run can read|follows", seed=seed)
     with pytest.raises(VerificationError):
         claim.prove(9, seed)
 
@@ -675,8 +674,26 @@ def test_work_without_end_is_refused_before_it_is_done() -> None:
 
 
 def test_fuzz() -> None:
-    outcomes = fuzz(500, 1)
+    outcomes = fuzz_spot.fuzz(500, 1)
     assert sum(outcomes.values()) == 500 and outcomes["rebuilt accepted"] > 40
     assert all(
         outcomes[f"{kind} refused"] for kind in ("bytes", "fields", "head", "openings", "roots", "lie", "program")
     )
+
+
+def test_vectors() -> None:
+    """The file is what this release makes; its proofs hold, and each change of one is refused for what it is."""
+    vectors = json.loads(spot_vectors.PATH.read_text(encoding="utf-8"))
+    assert vectors == spot_vectors.content()
+    stages = {vector.name: vector.trace.manifest.stages for vector in spot_vectors.vectors()}
+    trusted, others = ([PublicKey.from_hex(vectors[name])] for name in ("public_key", "other_key"))
+    for name, found in vectors["proofs"].items():
+        proof, seed = bytes.fromhex(found["proof"]), found["seed"] and bytes.fromhex(found["seed"])
+        program, receipt = outline.parse(found["program"].encode()), found["receipt"]
+        assert ree.check(proof, receipt, program, trusted, seed).samples == found["samples"]
+        for drawn in found["draws"]:
+            of, root = drawn["seed"] and bytes.fromhex(drawn["seed"]), bytes.fromhex(found["trace_root"])
+            assert draw(stages[name], root, drawn["samples"], of) == [tuple(sample) for sample in drawn["drawn"]]
+        refused(proof, receipt, program=program, seed=seed, trusted_keys=others)
+        for _, change in found["refuse"]:
+            refused(spot_vectors.spliced(proof, change), receipt, program=program, seed=seed)
