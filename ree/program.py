@@ -187,7 +187,10 @@ class Program(Outline):
         self._check_weights()
         if len(tensors) != len(self.graph.inputs):
             raise InputError(f"the program takes {len(self.graph.inputs)} tensors, not {len(tensors)}")
-        held = [_as_memory(t, i.type.dtype, i.name) for t, i in zip(tensors, self.graph.inputs, strict=True)]
+        held = [
+            _canonical(_as_memory(t, i.type.dtype, i.name), i.type.dtype)
+            for t, i in zip(tensors, self.graph.inputs, strict=True)
+        ]
         binding = self._bind([shape for _, shape, _ in held])
         return held, tuple(binding[name] for name in self.graph.symbols)
 
@@ -286,6 +289,20 @@ def _as_memory(tensor: Any, dtype: DType, name: str) -> tuple[Any, tuple[int, ..
     if array.dtype != np.dtype(dtype.numpy):
         raise DTypeError(f"input {name} is {array.dtype}, the program takes {_in_numpy(dtype)}")
     return array, tuple(array.shape), array.ctypes.data
+
+
+def _canonical(held: tuple[Any, tuple[int, ...], int], dtype: DType) -> tuple[Any, tuple[int, ...], int]:
+    """The same memory, or, of bools some of whose bytes are neither 0 nor 1, a copy in which those are 1."""
+    from ree.commit.record import array_at
+
+    owner, shape, address = held
+    if dtype is not DType.BOOL:
+        return held
+    bytes = array_at(address, DType.U8, shape, owner)
+    if bytes.max(initial=0) <= 1:
+        return held
+    array = np.ascontiguousarray(bytes != 0)
+    return array, shape, array.ctypes.data
 
 
 def _torch_memory(torch: Any, tensor: Any, dtype: DType, name: str) -> tuple[Any, tuple[int, ...], int]:

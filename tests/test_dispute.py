@@ -463,7 +463,6 @@ def rng_cells(rng: random.Random, like: np.ndarray) -> np.ndarray:
     return np.frombuffer(rng.randbytes(like.nbytes), np.uint64)
 
 
-KERNEL = pytest.mark.xfail(strict=True, reason="the kernel takes bytes as they are: ree_kernels/c/{sort,scatter}.c")
 TRUTHS = {
     "not": lambda m, b, x: ~b,
     "copy": lambda m, b, x: b.t().contiguous(),
@@ -476,7 +475,7 @@ TRUTHS = {
 }
 
 
-@pytest.mark.parametrize("name", [*TRUTHS, pytest.param("sorted", marks=KERNEL)])
+@pytest.mark.parametrize("name", [*TRUTHS, "sorted"])
 def test_bytes_that_are_no_bools_do_not_make_the_honest_lose(name: str) -> None:
     """Whoever gives the inputs may give a bool of 2 or 255: it is true, to kernels as to referees."""
     others = {"sorted": lambda m, b, x: torch.sort(b, -1)}
@@ -513,7 +512,6 @@ def test_odd_floats_do_not_make_the_honest_lose(name: str, dtype: torch.dtype) -
     every_step_holds(*run_of(FLOATS[name], odd(dtype)), most=8)
 
 
-@KERNEL
 def test_odd_floats_that_are_scattered_do_not_make_the_honest_lose() -> None:
     index = torch.zeros(6, 3, dtype=torch.int64)
     every_step_holds(*run_of(lambda m, x: x.scatter(1, index, x[:, 4:]), odd(torch.float32)), most=42)

@@ -131,8 +131,9 @@ def wrap(index: int, extent: int) -> int:
 
 
 def scatter_reference(op: str, out: np.ndarray, axis: int, index: np.ndarray, src: np.ndarray) -> np.ndarray:
-    """Writes in ascending source order (C order has it ascending along the axis too)."""
+    """Writes in ascending source order (C order has it ascending along the axis too); a NaN is canonical once written."""
     out = out.copy()
+    src = canonical(src) if src.dtype in (np.float32, np.float64) and op == "set" else src
     for place in np.ndindex(index.shape):
         target = list(place)
         target[axis] = wrap(int(index[place]), out.shape[axis])
@@ -189,9 +190,19 @@ def test_scatter_axis(isa: str, op: str, dtype: str) -> None:
 def test_scatter_sets_narrow_floats(dtype: str) -> None:
     rng = np.random.default_rng(1)
     out, src, index = values(rng, dtype, (4, 5)), values(rng, dtype, (4, 9)), rng.integers(0, 5, (4, 9))
-    expected = scatter_reference("set", out, 1, index, src)
+    src[0, ::2] = {"f16": 0xFC01, "bf16": 0xFF81}[dtype]  # NaNs with payload and sign
+    infinity, nan = {"f16": (0x7C00, 0x7E00), "bf16": (0x7F80, 0x7FC0)}[dtype]
+    expected = scatter_reference("set", out, 1, index, np.where((src & 0x7FFF) > infinity, np.uint16(nan), src))
     run_axis(cpu.supported()[-1], "set", dtype, out, 1, index, src)
     assert np.array_equal(out, expected)
+
+
+def test_scatter_takes_any_byte_but_zero_for_true() -> None:
+    src = np.array([[2, 0, 255]], np.uint8).view(bool)
+    for op, expected in (("set", [1, 0, 1]), ("max", [1, 0, 1]), ("min", [0, 0, 0])):
+        out = np.zeros((1, 3), bool)
+        run_axis(cpu.supported()[-1], op, "bool", out, 1, np.array([[0, 1, 2]]), src)
+        assert out.view(np.uint8).tolist() == [expected]
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])

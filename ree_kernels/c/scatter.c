@@ -59,12 +59,21 @@ static inline double max_f64(double a, double b)
     return a > b ? a : b;
 }
 
+/* A stored NaN is canonical, whatever the source holds, and a byte that is neither 0 nor 1 is true. */
+static inline uint16_t nan_f16(uint16_t a) { return (a & 0x7fff) > 0x7c00 ? 0x7e00 : a; }
+static inline uint16_t nan_bf16(uint16_t a) { return (a & 0x7fff) > 0x7f80 ? 0x7fc0 : a; }
+
+DEFINE_UPDATE(set_bool, uint8_t, b != 0)
+DEFINE_UPDATE(set_f16, uint16_t, nan_f16(b))
+DEFINE_UPDATE(set_bf16, uint16_t, nan_bf16(b))
+DEFINE_UPDATE(set_f32, float, ree_canonical_f32(b))
+DEFINE_UPDATE(set_f64, double, ree_canonical_f64(b))
 DEFINE_UPDATE(set_1, uint8_t, b)
 DEFINE_UPDATE(set_2, uint16_t, b)
 DEFINE_UPDATE(set_4, uint32_t, b)
 DEFINE_UPDATE(set_8, uint64_t, b)
-DEFINE_UPDATE(bool_or, uint8_t, a | b)
-DEFINE_UPDATE(bool_and, uint8_t, a & b)
+DEFINE_UPDATE(bool_or, uint8_t, (a | b) != 0)
+DEFINE_UPDATE(bool_and, uint8_t, a != 0 && b != 0)
 DEFINE_INTEGER(u8, uint8_t, uint32_t)
 DEFINE_INTEGER(i8, int8_t, uint32_t)
 DEFINE_INTEGER(i16, int16_t, uint32_t)
@@ -95,6 +104,13 @@ static update_run update_of(int64_t op, int64_t dtype)
     static const update_run f32[] = {f32_add, f32_mul, f32_min, f32_max};
     static const update_run f64[] = {f64_add, f64_mul, f64_min, f64_max};
     if (op == REE_SET) {
+        switch (dtype) {
+            case REE_BOOL: return set_bool;
+            case REE_F16: return set_f16;
+            case REE_BF16: return set_bf16;
+            case REE_F32: return set_f32;
+            case REE_F64: return set_f64;
+        }
         switch (ree_dtype_bytes(dtype)) {
             case 1: return set_1;
             case 2: return set_2;

@@ -51,7 +51,7 @@ static void keys_narrow(const ree_sort_args *a, const char *x, int64_t n, uint32
     }                                                        \
     break
     switch (a->dtype) {
-        case REE_BOOL:
+        case REE_BOOL: FILL(uint8_t, (uint32_t)(v != 0));
         case REE_U8: FILL(uint8_t, v);
         case REE_I8: FILL(uint8_t, v ^ 0x80u);
         case REE_I16: FILL(uint16_t, v ^ 0x8000u);
