@@ -131,7 +131,7 @@ def wrap(index: int, extent: int) -> int:
 
 
 def scatter_reference(op: str, out: np.ndarray, axis: int, index: np.ndarray, src: np.ndarray) -> np.ndarray:
-    """Writes in ascending source order (C order has it ascending along the axis too); a NaN is canonical once written."""
+    """Writes in ascending source order (C order has it ascending along the axis too); a written NaN is canonical."""
     out = out.copy()
     src = canonical(src) if src.dtype in (np.float32, np.float64) and op == "set" else src
     for place in np.ndindex(index.shape):
