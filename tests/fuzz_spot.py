@@ -385,7 +385,7 @@ def mutate_openings(rng: random.Random, trace: Trace, openings: dict[Source, Ope
         elif kind == 6:
             del found[at]
         else:
-            number = rng.choice([source.number, source.number + 1, 0, (1 << 32) - 1])
+            number = rng.choice([source.number, (source.number + 1) % (1 << 32), 0, (1 << 32) - 1])
             found.insert(rng.randrange(len(found) + 1), (Source(rng.choice(list(Kind)), number), opening))
     return found
 
