@@ -173,3 +173,17 @@ def test_place_never_overlaps_what_lives_together() -> None:
             for b, bt in zip(items, offsets, strict=True):
                 if a is not b and a.first <= b.last and b.first <= a.last:
                     assert at + a.size_bytes <= bt or bt + b.size_bytes <= at
+
+
+def test_long_chains_of_pointwise_operators_are_cut() -> None:
+    """Programs are built by recursion: one of hundreds of operators had none of our errors, but Python's."""
+
+    class Chain(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for i in range(400):
+                x = x * 3 + i % 7
+            return x
+
+    x = torch.arange(4)
+    program = ree.compile(Chain(), (x,))
+    assert torch.equal(program(x), Chain()(x)) and 2 <= len(program.plan(()).steps) < 20

@@ -27,6 +27,7 @@ SCHEDULED = {
 HOSTS = frozenset({"matmul", "conv"})
 # more evaluations than this per element of a producer, and it is computed once instead
 _EVALUATIONS_MAX = 1.5
+_DEPTH_MAX = 64  # values between one and the root of its group: programs are built and printed by recursion
 
 
 @dataclass
@@ -113,6 +114,7 @@ class Grouper:
         self.tail = self._tails()
         self.root_of: dict[int, int] = {}
         self.evaluations: dict[int, float] = {}
+        self.depth: dict[int, int] = {}  # of inlined values below the root of their group
         self.folding: set[int] = set()  # roots of groups that contain folds
 
     def run(self) -> Groups:
@@ -198,6 +200,10 @@ class Grouper:
         if len(roots) != 1:
             return None
         (root,) = roots
+        self.depth[value] = 1 + max(self.depth.get(reader, 0) for reader, _ in readers)
+        if self.depth[value] > _DEPTH_MAX:
+            self.depth[value] = 0
+            return None
         if value in self.tail and root in self.folding:
             return None
         evaluations = self._all_evaluations(value, readers)
