@@ -105,7 +105,7 @@ fuzz: $(STAMPS)/test
 	$(PY) -m tests.fuzz_file $(FUZZ_COUNT)
 	$(PY) -m tests.fuzz_receipt $(FUZZ_COUNT)
 	$(PY) -m tests.fuzz_trace $(FUZZ_COUNT)
-	$(PY) -m tests.fuzz_proof $(FUZZ_COUNT)
+	$(PY) -m tests.fuzz_spot $(FUZZ_COUNT)
 	$(PY) -m tests.fuzz_dispute $(FUZZ_COUNT)
 	HYPOTHESIS_PROFILE=long $(PY) -m pytest -q tests/test_random_graphs.py
 

@@ -74,7 +74,14 @@ def check(
     program = None if file is None else outline.load(file)
     found = module.check(read(proof), receipts.load(receipt), program, keys, chosen)
     doubt = "" if keys else "; anyone may have signed it: name the key that you trust with --key"
-    text = "\n".join([*lines(found), f"signed by {found.receipt.signer.id}{doubt}"])
+    own = "" if file else "; the proof brought it along: compare it with the one that you mean"
+    text = "\n".join(
+        [
+            *lines(found),
+            f"program {found.receipt.claim.program_id.hex()}{own}",
+            f"signed by {found.receipt.signer.id}{doubt}",
+        ]
+    )
     print(json.dumps(to_json(found), indent=1) if as_json else text)
 
 
@@ -93,6 +100,7 @@ def to_json(found: Check) -> dict[str, Any]:
     """What a proof shows, as JSON values."""
     return {
         "receipt_id": found.receipt.id.hex(),
+        "program_id": found.receipt.claim.program_id.hex(),
         "signer": found.receipt.signer.id,
         "samples": found.samples,
         "extra_samples": found.extra,

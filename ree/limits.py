@@ -19,4 +19,4 @@ KEY_FILE_BYTES_MAX = 16 << 10
 KEPT_BYTES_MAX = 4 << 30  # of results that a run keeps in memory; more go to a file without a name
 PROOF_BYTES_MAX = 1 << 30
 PROOF_SAMPLES_MAX = 1 << 20
-PROOF_WORK_MAX = 1 << 36  # instructions that a check may cost
+PROOF_WORK_MAX = 1 << 32  # instructions that a check may cost

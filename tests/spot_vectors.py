@@ -87,7 +87,7 @@ def vectors() -> Iterator[Vector]:
 def drawn(root: bytes, samples: int, seed: bytes | None, stages: Stages, work: Sequence[int]) -> list[list[int]]:
     """[stage, element] of every sample, by the text of docs/SPEC.md."""
     hasher = blake3.blake3(derive_key_context="ree v1 spot check")
-    hasher.update(root + struct.pack("<I", samples) + (seed or bytes(32)))
+    hasher.update(root + (seed or bytes(32)))
     output = hasher.digest(32 * (2 * samples + len(stages)))
     numbers = (int.from_bytes(output[i : i + 32], "little") for i in range(0, len(output), 32))
     found = []

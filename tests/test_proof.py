@@ -134,7 +134,7 @@ def root_of(opened: Opened, length: int) -> bytes:
 def drawn(root: bytes, samples: int, seed: bytes, stages: Sequence[tuple[int, int, bytes]]) -> list[tuple[int, int]]:
     """(stage, element) of every sample; stages: (work, number of elements, digest of the element program) of each."""
     hasher = blake3.blake3(derive_key_context="ree v1 spot check")
-    hasher.update(root + struct.pack("<I", samples) + (seed or bytes(32)))
+    hasher.update(root + (seed or bytes(32)))
     output = hasher.digest(32 * (2 * samples + len(stages)))
     numbers = (int.from_bytes(output[i : i + 32], "little") for i in range(0, len(output), 32))
     total, found = sum(work for work, _, _ in stages), []

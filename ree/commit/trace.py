@@ -20,6 +20,7 @@ import numpy as np
 from ree.commit.merkle import Tree
 from ree.commit.stages import Kind, Source, Stages
 from ree.commit.tensor import tensor_id
+from ree.errors import VerificationError
 from ree.file import digest
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ VERSION = 1
 LEAF_CONTEXT = "ree v1 trace leaf"
 ROOT_CONTEXT = "ree v1 trace"
 LIST_CONTEXT = "ree v1 tensor list"
+NOTHING = blake3.blake3(b"").digest()
 
 
 def list_id(ids: Sequence[bytes]) -> bytes:
@@ -75,6 +77,12 @@ class Manifest:
     inputs: tuple[bytes, ...]
     weights: tuple[bytes, ...]
     roots: tuple[bytes, ...]
+
+    def __post_init__(self) -> None:
+        """VerificationError: a result of no bytes has another root than theirs, which nobody could dispute."""
+        for stage, root in zip(self.stages, self.roots, strict=False):
+            if stage.type.numel() == 0 and root != NOTHING:
+                raise VerificationError(f"stage {stage.index} has no elements, and not the data root of nothing")
 
     @cached_property
     def results(self) -> tuple[bytes, ...]:

@@ -31,13 +31,14 @@ Sample = tuple[int, int]  # (stage, element in C order)
 def draw(stages: Stages, trace_root: bytes, samples: int, seed: bytes | None) -> list[Sample]:
     """`samples` elements, independently of one another; then one of each class of stage that has none among them.
 
-    A class is an element program. Stages without elements are left out.
+    A class is an element program. Stages without elements are left out. More samples are the same and others, so that
+    whoever proves does not get another draw with another number of them.
     """
     work = works(stages)
     ends = list(itertools.accumulate(work))
     if not ends or ends[-1] == 0:
         return []
-    numbers = _numbers(trace_root, samples, seed)
+    numbers = _numbers(trace_root, seed)
     found = []
     for _ in range(samples):
         number = bisect.bisect_right(ends, next(numbers) % ends[-1])
@@ -50,10 +51,10 @@ def draw(stages: Stages, trace_root: bytes, samples: int, seed: bytes | None) ->
     return found
 
 
-def _numbers(trace_root: bytes, samples: int, seed: bytes | None) -> Iterator[int]:
+def _numbers(trace_root: bytes, seed: bytes | None) -> Iterator[int]:
     """Random numbers below 2^256, from BLAKE3's output for what is drawn."""
     hasher = blake3.blake3(derive_key_context=CONTEXT)
-    hasher.update(trace_root + samples.to_bytes(4, "little") + (seed or NO_SEED))
+    hasher.update(trace_root + (seed or NO_SEED))
     for n in itertools.count():
         yield int.from_bytes(hasher.digest(_NUMBER_BYTES, seek=_NUMBER_BYTES * n), "little")
 

@@ -20,7 +20,7 @@ def prove(trace: Trace, samples: int = SAMPLES, seed: bytes | None = None, self_
 
     seed: 32 bytes of whoever will check it, chosen after he saw the receipt; self_contained: the proof holds the
     program (without weights), so that the checker needs no file. A proof of a claim that is wrong where it is looked at
-    is made as any other, and refused by the check.
+    is made as any other, and refused by the check; VerificationError: it reads an index that is out of range.
     """
     check_arguments(samples, seed)
     manifest = trace.manifest
