@@ -117,16 +117,38 @@ def check(
     program: Outline | None = None,
     trusted_keys: Collection[PublicKey] | None = None,
     seed: bytes | None = None,
+    samples: int | None = None,
+    inputs: Sequence[Any] | None = None,
+    salt: bytes | None = None,
+    nonce: bytes | None = None,
 ) -> Check:
     """Check a spot-check proof, as `trace.prove` makes it, against a receipt; VerificationError if it does not hold.
 
     program: a Program, or what `ree.outline.load` reads of a file; needed unless the proof holds it itself.
-    trusted_keys: as for `verify`; seed: the 32 bytes that the prover was given. Nothing is run, no weight is read. The
-    result says which errors are found, and with which probability.
+    trusted_keys, salt, nonce: as for `verify`; seed: the 32 bytes that the prover was given; samples: at least so many
+    are wanted; inputs: the tensors that the run must be on, in order (None: any). Nothing is run, no weight is read.
+    The result says which errors are found, and with which probability.
     """
+    from ree.outline import Outline
     from ree.spot import check as module
 
-    return module.check(proof, receipt, program, trusted_keys, seed)
+    if program is not None and not isinstance(program, Outline):
+        raise InputError(f"a program is expected, not a {type(program).__name__}: ree.outline.load reads one of a file")
+    arrays = None if inputs is None else [_array(tensor) for tensor in inputs]
+    return module.check(proof, receipt, program, trusted_keys, seed, samples, arrays, salt, nonce)
+
+
+def _array(tensor: Any) -> Any:
+    """A tensor of torch, or a NumPy array, as NumPy array (bf16 as uint16)."""
+    import numpy as np
+
+    if isinstance(tensor, np.ndarray):
+        return tensor
+    if hasattr(tensor, "detach"):
+        from ree.capture import to_numpy
+
+        return to_numpy(tensor)
+    raise InputError(f"a tensor is expected, not a {type(tensor).__name__}")
 
 
 def dispute(

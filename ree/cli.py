@@ -178,6 +178,9 @@ def verify(
     found = rerun.verify(envelope, program, given, opening, keys, expected)
     result = signing.describe(found) | {"verified": "by running the program again"}
     held = "; anyone may have signed it: name the key that you trust with --key" if keys is None else ""
+    unseen = signing.unseen(found)
+    held += f"; not looked at: {', '.join(unseen)}" if unseen else ""
+    result["unseen"] = unseen
     _print(result, as_json, f"the receipt holds: a run here gave the same bits; signed by {found.signer.id}{held}")
 
 
@@ -337,6 +340,8 @@ def _run(arguments: list[str] | None) -> Any:
         return _complain(str(error), BAD)
     except (KeyboardInterrupt, typer.Abort):
         return _complain("interrupted", 130)
+    except RecursionError:
+        return _complain("something is nested too deeply", BAD)
     except MemoryError:
         return _complain("there is not enough memory", BAD)
     except SystemExit as stop:  # of rich where the reader of a pipe has gone, or of the user's model

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ree.errors import InputError
+from ree.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
     from ree.referee.dispute import Claimed, Dispute
@@ -52,10 +52,13 @@ def dispute(
 def judge(
     transcript: Annotated[Path, typer.Argument(help="A transcript, as `ree dispute --games` writes it.")],
     file: Annotated[Path, typer.Argument(help="The .ree file that it is about.")],
+    root: Annotated[
+        str | None, typer.Option(help="Trace root of the claim that it must be about, 64 hex digits.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Play a recorded game again, as a third party: exit code 0 if the claim won it, 1 if it lost."""
-    from ree import outline
+    from ree import outline, signing
     from ree.referee import dispute as module
     from ree.referee.game import TRANSCRIPT_BYTES_MAX, Party
 
@@ -68,7 +71,13 @@ def judge(
     if game.verdict is None:
         raise InputError(f"{transcript} holds a game that is not over: it is {game.state.value}")
     result = {"trace_root": game.referee.trace_root.hex(), **_verdict(game.verdict)}
-    text = f"the {game.verdict.winner.value} wins: {game.verdict.reason}"
+    claimed = game.referee.trace_root
+    if root is not None and signing.digest(root, "--root") != claimed:
+        raise VerificationError(f"the game is about the claim with trace root {claimed.hex()}")
+    text = (
+        f"claim {claimed.hex()}: the {game.verdict.winner.value} wins: {game.verdict.reason} (messages are not signed: "
+        "this counts for who knows that they came from the two parties)"
+    )
     print(json.dumps(result, indent=1) if as_json else text)
     if game.verdict.winner is Party.CHALLENGER:
         raise typer.Exit(FAILED)
@@ -86,6 +95,8 @@ def place(text: str) -> tuple[int, int]:
 def _write(folder: Path, found: Dispute) -> None:
     from ree import atomic
 
+    if not found.claims:
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for claim in found.claims:
@@ -131,7 +142,7 @@ def lines(found: Dispute, names: list[str]) -> list[str]:
     """A dispute in words."""
     if found.stage is None:
         whole = (
-            "the claims agree in every result"
+            "the claims agree: they commit to the same results"
             if len(names) > 1
             else "every result of the claim follows from what it read"
         )
@@ -144,11 +155,12 @@ def lines(found: Dispute, names: list[str]) -> list[str]:
 
 def _claim_lines(name: str, claim: Claimed, program_bytes: int) -> list[str]:
     if claim.holds:
-        return [f"{name} holds here: {claim.value} follows from its operands"]
+        return [f"{name} holds here: {_text(claim.value)} follows from its operands"]
     verdict = claim.verdict
     first = f"{name} is wrong: {verdict.reason}"
     if claim.value is not None:
-        first += f"; it claims {claim.value}, from its own operands follows {claim.expected}"
+        follows = _text(claim.expected) or "nothing, since an index is out of range"
+        first += f"; it claims {_text(claim.value)}, from its own operands follows {follows}"
     work = verdict.judgement.work if verdict.judgement else None
     done = f"{work.fmas} FMAs and {work.instructions} instructions" if work else "no arithmetic"
     seen = f"{verdict.seen_bytes:,} bytes of messages and {program_bytes:,} of the element program"

@@ -11,6 +11,9 @@ import typer
 from ree.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from ree.outline import Outline
     from ree.spot.check import Check
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -62,6 +65,10 @@ def check(
     file: Annotated[Path | None, typer.Argument(help="The .ree file, unless the proof is self-contained.")] = None,
     key: Annotated[list[str] | None, typer.Option(help="Public key (hex or PEM) whose receipts count.")] = None,
     seed: Seed = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="The proof must have at least so many.")] = None,
+    inputs: Annotated[Path | None, typer.Option("--input", "-i", help="The input that the run must be on.")] = None,
+    salt: Annotated[Path | None, typer.Option(help="File with the salt of the commitment to the input.")] = None,
+    nonce: Annotated[str | None, typer.Option(help="The nonce that the receipt must carry, 64 hex digits.")] = None,
     as_json: Json = False,
 ) -> None:
     """Check a proof without running anything or reading weights: exit code 0 if it holds, 1 if it does not."""
@@ -72,8 +79,14 @@ def check(
     chosen = None if seed is None else signing.digest(seed, "--seed")
     keys = signing.trusted(key)
     program = None if file is None else outline.load(file)
-    found = module.check(read(proof), receipts.load(receipt), program, keys, chosen)
+    data, envelope = read(proof), receipts.load(receipt)
+    given = None if inputs is None else _inputs(inputs, program or module.program_of(data))
+    expected = None if nonce is None else signing.digest(nonce, "--nonce")
+    opening = signing.read_salt(salt)
+    found = module.check(data, envelope, program, keys, chosen, samples, given, opening, expected)
     doubt = "" if keys else "; anyone may have signed it: name the key that you trust with --key"
+    if inputs is None and salt is None and nonce is None:
+        doubt += "; the run may be on any input: --input, --salt or --nonce say which you mean"
     own = "" if file else "; the proof brought it along: compare it with the one that you mean"
     text = "\n".join(
         [
@@ -83,6 +96,12 @@ def check(
         ]
     )
     print(json.dumps(to_json(found), indent=1) if as_json else text)
+
+
+def _inputs(path: Path, program: Outline) -> list[np.ndarray]:
+    from ree import tensors
+
+    return tensors.program_inputs(program, tensors.read(path))
 
 
 def read(path: Path) -> bytes:

@@ -17,6 +17,7 @@ RECEIPT_BYTES_MAX = 16 << 10
 RECEIPT_TEXT_BYTES_MAX = 128  # of a text that a receipt states
 KEY_FILE_BYTES_MAX = 16 << 10
 KEPT_BYTES_MAX = 4 << 30  # of results that a run keeps in memory; more go to a file without a name
+ELEMENT_VALUES_MAX = 1 << 17  # of one element program, so that fusion cannot explode
 PROOF_BYTES_MAX = 1 << 30
 PROOF_SAMPLES_MAX = 1 << 20
 PROOF_WORK_MAX = 1 << 32  # instructions that a check may cost

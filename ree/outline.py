@@ -34,6 +34,10 @@ class Outline:
         self._trusted = trusted
         self._stages: dict[tuple[int, ...], Stages] = {}
 
+    @property
+    def input_names(self) -> list[str]:
+        return [i.name for i in self.graph.inputs]
+
     @cached_property
     def weight_roots(self) -> list[bytes]:
         """The data root of each constant, in order."""

@@ -32,7 +32,7 @@ _living: weakref.WeakSet[Program] = weakref.WeakSet()
 def _renew_locks() -> None:
     """In a forked child nobody is there to release a lock that was held; a run writes whatever it reads."""
     for program in list(_living):
-        program._lock = threading.Lock()
+        program._lock = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_renew_locks)
@@ -60,7 +60,7 @@ class Program(Outline):
         self._rebuild = rebuild
         self._weights = Weights(graph.constants)
         self._plans: OrderedDict[tuple[int, ...], Any] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # results that are computed again may be asked for while a plan is held
         self._watched: list[tuple[Any, int]] = []
         _living.add(self)
         if not graph.is_dynamic():
@@ -170,6 +170,17 @@ class Program(Outline):
                 raise VerificationError(f"the tensors of the trace cannot be had: {found}")
         return recording.results()
 
+    def output_bytes(self, outputs: Sequence[Any]) -> list[bytes]:
+        """The bytes of each of a run's outputs (C order, little endian)."""
+        from ree.commit.record import array_at
+
+        types = [self.graph.type_of(value) for value in self.graph.outputs]
+        held = [_as_memory(output, type.dtype, "output") for output, type in zip(outputs, types, strict=True)]
+        return [
+            array_at(address, type.dtype, shape, owner).tobytes()
+            for (owner, shape, address), type in zip(held, types, strict=True)
+        ]
+
     def _record(
         self, inputs: Sequence[np.ndarray], sizes: tuple[int, ...], torch: Any, keep: bool, keep_bytes_max: int
     ) -> tuple[list[Any], Recording]:
@@ -248,10 +259,6 @@ class Program(Outline):
         return ShapeError(f"no input gives the dynamic dimension {name}")
 
     # -- description ------------------------------------------------------------------------
-    @property
-    def input_names(self) -> list[str]:
-        return [i.name for i in self.graph.inputs]
-
     # -- files ----------------------------------------------------------------------------
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the program with its weights to a `.ree` file."""

@@ -39,18 +39,26 @@ class Signing:
         envelope = trace.receipt(self.signer, nonce=self.nonce)
         assert trace.input_salt is not None
         salt = self.receipt.with_name(self.receipt.name + SALT_SUFFIX)
-        for path, data, mode in ((salt, trace.input_salt.hex().encode(), 0o600), (self.receipt, envelope, 0o666)):
-            try:
-                with atomic.replacing(path, mode) as file:
-                    file.write(data + b"\n")
-            except OSError as error:
-                raise InputError(f"cannot write {path}: {error.strerror}") from None
+        try:  # both are complete before either takes its place, so that no receipt is left with another's salt
+            with atomic.replacing(salt, 0o600) as secret, atomic.replacing(self.receipt) as file:
+                secret.write(trace.input_salt.hex().encode() + b"\n")
+                file.write(envelope + b"\n")
+                secret.flush()
+        except OSError as error:
+            raise InputError(f"cannot write {self.receipt} and its salt: {error.strerror}") from None
         return {"receipt_id": read(envelope).id.hex(), "signer": self.signer.public.id, "salt": str(salt)}
 
 
 def describe(receipt: Receipt) -> dict[str, Any]:
     """A receipt as JSON values."""
     return {"receipt_id": receipt.id.hex(), "signer": receipt.signer.id, "claim": receipt.claim.predicate()}
+
+
+def unseen(receipt: Receipt) -> list[str]:
+    """What a receipt states, and a run of the program cannot show."""
+    claim = receipt.claim
+    stated = {"tokenizerId": claim.tokenizer_id, "promptCommitment": claim.prompt_commitment}
+    return [name for name, value in stated.items() if value is not None]
 
 
 def trusted(keys: Sequence[str] | None) -> list[PublicKey] | None:

@@ -18,6 +18,7 @@ from ree.types import DType
 if TYPE_CHECKING:
     import numpy as np
 
+    from ree.outline import Outline
     from ree.program import Program
 
 BYTES_MAX = 1 << 40
@@ -69,7 +70,7 @@ def write(path: Path, tensors: Mapping[str, tuple[np.ndarray, DType]]) -> None:
         raise FormatError(f"cannot write {path}: {error.strerror}") from None
 
 
-def program_inputs(program: Program, tensors: Mapping[str, tuple[np.ndarray, DType]]) -> list[np.ndarray]:
+def program_inputs(program: Outline, tensors: Mapping[str, tuple[np.ndarray, DType]]) -> list[np.ndarray]:
     """The program's inputs in order, by name; with one input any key does. DTypeError where one has another dtype."""
     names = program.input_names
     if len(names) == 1 and len(tensors) == 1:

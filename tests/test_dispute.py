@@ -994,3 +994,68 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert command("dispute", a, m, "--at", "9:0") == 2
     assert command("judge", a, m) == 1
     assert command("judge", str(tmp_path / "none"), m) == 2
+
+
+# -- what a reviewer found -------------------------------------------------------------------
+
+
+def test_a_claim_without_stored_results_is_held_against_itself(tmp_path: Path) -> None:
+    """Its results are computed again by the plan that is being held: this waited for ever."""
+    program, inputs = compiled("attention")
+    _, trace = program.run(*inputs, commit=True)
+    assert trace is not None
+    assert ree.dispute(program, trace).stage is None
+    program.save(tmp_path / "m.ree")
+    trace.save(tmp_path / "a.trace", tensors=False)
+    assert command("dispute", str(tmp_path / "a.trace"), str(tmp_path / "m.ree")) == 0
+
+
+def test_a_claim_whose_stored_tensor_was_altered_loses_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program, trace = one("attention")
+    path, file = tmp_path / "a.trace", tmp_path / "m.ree"
+    program.save(file)
+    trace.save(path)
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    assert command("dispute", str(path), str(file)) == 1
+    assert "did not respond in time" in capsys.readouterr().out
+
+
+def test_a_game_is_held_to_the_claim_that_is_meant(tmp_path: Path) -> None:
+    program, trace = one("attention")
+    (settled,) = ree.dispute(program, dishonest.lie(trace, 1, dishonest.flip(100))).claims
+    game, file = tmp_path / "a.game", tmp_path / "m.ree"
+    game.write_bytes(settled.transcript)
+    program.save(file)
+    own = disputes.judge(settled.transcript, program).referee.trace_root.hex()
+    assert command("judge", str(game), str(file), "--root", own) == 1
+    assert command("judge", str(game), str(file), "--root", trace.root.hex()) == 1
+    assert command("judge", str(game), str(file), "--root", "12") == 2
+
+
+def test_bf16_is_shown_as_a_number() -> None:
+    class Half(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 3
+
+    x = torch.linspace(0, 1, 8).to(torch.bfloat16)
+    program = ree.compile(Half(), (x,))
+    _, trace = program.run(x, commit=True, keep=True)
+    assert trace is not None
+    (claim,) = ree.dispute(program, dishonest.lie(trace, 0, dishonest.flip(7))).claims
+    assert 2.9 < float(claim.value) < 3.1 and float(claim.expected) == 3.0
+
+
+@pytest.mark.parametrize("arguments", [(3,), (None,), ("a.trace",)])
+def test_what_is_no_claim_is_an_input_error(arguments: tuple[object, ...]) -> None:
+    program, trace = one("attention")
+    with pytest.raises(InputError):
+        ree.dispute(program, *arguments)  # type: ignore[arg-type]
+    with pytest.raises(InputError):
+        ree.dispute("m.ree", trace)  # type: ignore[arg-type]
+    for at in ((0.0, 1), ("0", "1"), (1,)):
+        with pytest.raises(InputError):
+            ree.dispute(program, trace, at=at)  # type: ignore[arg-type]

@@ -91,7 +91,7 @@ def test_modules_import_without_cycles() -> None:
 ELEMENT_PROGRAM_FLOORS = {
     "grammar": {"ree.types"},
     "check": {"ree.types", "ree.errors", "ree.element.grammar"},
-    "builder": {"ree.types", "ree.errors", "ree.element.grammar", "ree.element.check"},
+    "builder": {"ree.types", "ree.errors", "ree.limits", "ree.element.grammar", "ree.element.check"},
 }
 
 

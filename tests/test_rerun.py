@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import os
 import subprocess
 import sys
@@ -96,3 +98,38 @@ def test_another_machine_verifies_it(signer: Signer, tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-c", VERIFIER, str(tmp_path)], env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == [trace.root.hex(), "False"]
+
+
+def test_the_sha256_twins_are_held_to_the_run(signer: Signer) -> None:
+    program, inputs = compiled("integers")
+    outputs, trace = program.run(*inputs, commit=True)
+    assert trace is not None
+    claim = claim_of(trace.manifest, bytes(range(32)))
+    data = b"".join(tensor.numpy().tobytes() for tensor in outputs)
+    good = {
+        "output_sha256": hashlib.sha256(data).digest(),
+        "program_sha256": hashlib.sha256(program.description).digest(),
+    }
+    ree.verify(receipt.make(dataclasses.replace(claim, **good), signer), program, tuple(inputs))
+    for field in good:
+        wrong = receipt.make(dataclasses.replace(claim, **good | {field: bytes([1]) * 32}), signer)
+        with pytest.raises(ree.VerificationError, match="Sha256"):
+            ree.verify(wrong, program, tuple(inputs))
+
+
+def test_a_run_that_cannot_be_is_refuted(signer: Signer) -> None:
+    program, (x,) = compiled("product with epilogue")
+    _, trace = program.run(x, commit=True)
+
+    class Table(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows = torch.nn.Embedding(10, 4)
+
+        def forward(self, index: torch.Tensor) -> torch.Tensor:
+            return self.rows(index)
+
+    table = ree.compile(Table().eval(), (torch.tensor([1]),))
+    claim = dataclasses.replace(claim_of(trace.manifest, bytes(range(32))), program_id=table.program_id)
+    with pytest.raises(ree.VerificationError, match="out of range"):
+        ree.verify(receipt.make(claim, signer), table, (torch.tensor([77]),))

@@ -6,6 +6,7 @@ trace root and its output, and is refuted if it has not.
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import ree_kernels.cpu as cpu
 from ree.commit import receipt, salted
 from ree.commit.claim import Claim
 from ree.commit.trace import Manifest, Trace, list_id
+from ree.errors import RunError, VerificationError
 
 if TYPE_CHECKING:
     from ree.commit.keys import PublicKey, Signer
@@ -56,10 +58,23 @@ def verify(
     found = receipt.read(envelope, trusted_keys)
     # cheapest first: a receipt of another program needs no run
     found.claim.expect(program_id=program.program_id, **({} if nonce is None else {"nonce": nonce}))
-    _, trace = program.run_committed(tensors)
+    try:
+        outputs, trace = program.run_committed(tensors)
+    except RunError as error:
+        raise VerificationError(f"the program cannot have been run on this input: {error}") from None
     manifest = trace.manifest
     if salt is not None:
         found.claim.open_input(salt, list_id(manifest.inputs))
     found.claim.expect(weights_id=list_id(manifest.weights), output_id=list_id(manifest.outputs))
     found.claim.expect(trace_root=manifest.root)
+    _check_twins(found.claim, program, outputs)
     return found
+
+
+def _check_twins(claim: Claim, program: Program, outputs: Sequence[Any]) -> None:
+    """VerificationError: a SHA-256 that the receipt states, too, is not that of the program or of the outputs."""
+    if claim.program_sha256 is not None:
+        claim.expect(program_sha256=hashlib.sha256(program.description).digest())
+    if claim.output_sha256 is not None:
+        data = b"".join(program.output_bytes(outputs))
+        claim.expect(output_sha256=hashlib.sha256(data).digest())

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from ree.element.check import check
 from ree.element.grammar import INSTRUCTIONS, Block, Instr, Port, Program, const_bits, const_value, walk
-from ree.errors import GraphError
+from ree.errors import GraphError, LimitError
+from ree.limits import ELEMENT_VALUES_MAX
 from ree.types import DType, Type
 
 
@@ -276,6 +277,8 @@ class Builder:
 
     # -- inside -------------------------------------------------------------------
     def _new(self, type: Type, depth: int | None = None) -> Value:
+        if self._count >= ELEMENT_VALUES_MAX:
+            raise LimitError(f"an element program with more than {ELEMENT_VALUES_MAX} values")
         self._depth[self._count] = len(self._scopes) - 1 if depth is None else depth
         self._count += 1
         return Value(self, self._count - 1, type)

@@ -70,16 +70,17 @@ def dispute(program: Program, a: Trace, b: Trace | None = None, at: tuple[int, i
     at: (stage, element in C order) to challenge; None: the first difference of the two, or the first stage of `a`
     that does not follow from its operands. InputError: the claims are not about one run of this program.
     """
-    for claim in (a, b):
-        if claim is not None:
-            _check(program, claim)
+    if at is not None and (len(at) != 2 or any(type(n) is not int for n in at)):
+        raise InputError(f"at={at!r}: a stage and an element are expected, two integers")
+    for claim in (a, *([] if b is None else [b])):
+        _check(program, claim)
     compared = 0
     if b is not None:
         _same_run(a, b)
         if at is None:
             at, compared = _first_difference(a, b)
     elif at is None:
-        at = next(iter(inconsistencies(a)), None)
+        at = _first_inconsistency(a)
     if at is None:
         return Dispute(None, None, compared, 0, ())
     stage, element = at
@@ -92,6 +93,8 @@ def dispute(program: Program, a: Trace, b: Trace | None = None, at: tuple[int, i
 
 
 def _check(program: Program, claim: Trace) -> None:
+    if not isinstance(claim, Trace) or not hasattr(program, "program_id"):
+        raise InputError("a dispute takes a program and one or two traces (ree.load_trace reads one of a file)")
     if claim.program_id != program.program_id:
         raise VerificationError(
             f"the claim is about program {claim.program_id.hex()[:16]}, this is {program.program_id.hex()[:16]}"
@@ -131,6 +134,17 @@ def _first_difference(a: Trace, b: Trace) -> tuple[tuple[int, int] | None, int]:
         return (stage, 0), compared  # whoever cannot open his result cannot open any element of it
     element = first_difference(*tensors)  # type: ignore[arg-type]
     return (stage, element or 0), compared
+
+
+def _first_inconsistency(claim: Trace) -> tuple[int, int] | None:
+    """(stage, element) of the first result that does not follow, or cannot be shown; None if there is none."""
+    try:
+        return next(iter(inconsistencies(claim)), None)
+    except VerificationError:
+        for stage in claim.manifest.stages:
+            if stage.type.numel() and _opened(claim, stage.index) is None:
+                return stage.index, 0
+        raise
 
 
 def _opened(claim: Trace, stage: int) -> np.ndarray | None:
@@ -178,16 +192,16 @@ def _answer(position: Position) -> tuple[np.ndarray, Any, Any]:
     try:
         found = position.evaluate()
     except (RunError, GraphError):  # no run of the program gives anything here
-        return np.zeros(position.element.cells.count, np.uint64), claimed[0], None
+        return np.zeros(position.element.cells.count, np.uint64), position.widened(claimed)[0], None
     cells = found.values.copy()
     if found.failed is not None:
-        return cells, claimed[0], None
+        return cells, position.widened(claimed)[0], None
     stored = position.stored(found)
     if stored.tobytes() != claimed.tobytes():
         address = position.result_cell()
         if address is not None:
             cells[address] = encode(position.widened(claimed))[0]
-    return cells, claimed[0], stored[0]
+    return cells, position.widened(claimed)[0], position.widened(stored)[0]
 
 
 def judge(transcript: bytes, program: Outline) -> Game:

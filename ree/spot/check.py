@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ree import outline
+from ree import file, outline
 from ree.commit import receipt as receipts
 from ree.commit.stages import Kind, Source, Stages
 from ree.commit.trace import Manifest, list_id, tensor_ids
@@ -21,6 +21,8 @@ from ree.spot.samples import compare
 from ree.wire import Reader
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ree.commit.keys import PublicKey
     from ree.commit.receipt import Receipt
     from ree.graph import Graph
@@ -55,15 +57,21 @@ def check(
     program: Outline | None = None,
     trusted_keys: Collection[PublicKey] | None = None,
     seed: bytes | None = None,
+    samples: int | None = None,
+    inputs: Sequence[np.ndarray] | None = None,
+    salt: bytes | None = None,
+    nonce: bytes | None = None,
 ) -> Check:
     """What a proof shows about the run of a receipt; VerificationError if it does not hold.
 
     program: needed if the proof does not hold it; if it does, the receipt's program id binds it. seed: the one that
-    was given to the prover; a proof with another, or with none, is then refused.
+    was given to the prover; a proof with another, or with none, is then refused. samples: the proof must have at least
+    so many. inputs: the run must be one on these (in order, in the program's dtypes), salt: opens the receipt's
+    commitment to its input, nonce: the receipt must carry it; without them the run may be on any input.
     """
     if not isinstance(proof, bytes | bytearray | memoryview):
         raise InputError(f"a proof is bytes, not {type(proof).__name__}")
-    check_arguments(1, seed)
+    check_arguments(1 if samples is None else samples, seed)
     found = receipts.read(receipt, trusted_keys)
     head, reader = open_proof(bytes(proof))
     if head.trace_root != found.claim.trace_root:
@@ -72,17 +80,24 @@ def check(
         raise VerificationError("the proof was not made with this seed")
     if seed is None and head.seed is not None:  # else the prover could have tried many
         raise VerificationError("the proof was made with a seed: whoever chose it must give it to the check")
+    if samples is not None and head.samples < samples:
+        raise VerificationError(f"the proof has {head.samples} samples, not {samples}")
+    found.claim.expect(**({} if nonce is None else {"nonce": nonce}))
     known = _program(head, program, found.claim.program_id)
+    if inputs is not None and tuple(file.digest(array) for array in inputs) != head.inputs:
+        raise VerificationError("the proof is about a run on another input")
     try:
-        return known.guarded(lambda: _check(found, head, reader, known, len(proof)))  # type: ignore[no-any-return]
+        return known.guarded(lambda: _check(found, head, reader, known, len(proof), salt))  # type: ignore[no-any-return]
     except (VerificationError, LimitError):
         raise
     except Error as error:  # of a hostile program
         raise VerificationError(f"the proof's program: {error}") from None
 
 
-def _check(found: Receipt, head: Head, reader: Reader, program: Outline, size_bytes: int) -> Check:
+def _check(found: Receipt, head: Head, reader: Reader, program: Outline, size_bytes: int, salt: bytes | None) -> Check:
     manifest = _manifest(head, program)
+    if salt is not None:
+        found.claim.open_input(salt, list_id(manifest.inputs))
     weights, outputs = list_id(manifest.weights), list_id(manifest.outputs)
     found.claim.expect(program_id=program.program_id, weights_id=weights, output_id=outputs, trace_root=manifest.root)
     samples = draw(manifest.stages, manifest.root, head.samples, head.seed)
@@ -90,6 +105,17 @@ def _check(found: Receipt, head: Head, reader: Reader, program: Outline, size_by
     openings = read_openings(reader, lambda source: _size_of(manifest.stages, program, source))
     _evaluate(manifest.stages, samples, openings, _roots(head, program))
     return _result(found, head, manifest.stages, samples, work, size_bytes)
+
+
+def program_of(proof: bytes) -> Outline:
+    """The program that a self-contained proof holds; InputError if it holds none, VerificationError if it is none."""
+    head, _ = open_proof(proof)
+    if head.program is None:
+        raise InputError("the proof does not hold the program: give it to the check")
+    try:
+        return outline.parse(head.program)
+    except Error as error:
+        raise VerificationError(f"the proof's program: {error}") from None
 
 
 def _program(head: Head, program: Outline | None, program_id: bytes) -> Outline:

@@ -82,7 +82,8 @@ def _together(stages: Sequence[Stage], chosen: Sequence[np.ndarray], tensor_of: 
 
 
 def _port(port: Port, dtype: DType, tensor_of: TensorOf) -> PortElements:
-    return PortElements(port.layout, dtype, tensor_of(port.source).at)
+    # a tensor is asked for once an element of it is: a stage may read nothing of a port
+    return PortElements(port.layout, dtype, lambda places: tensor_of(port.source).at(places))
 
 
 def _chain(a: np.ndarray, b: np.ndarray, made: np.ndarray) -> np.ndarray:
