@@ -44,6 +44,14 @@ class Outline:
         return [file.data_root(constant) for constant in self.graph.constants]
 
     @cached_property
+    def weight_ids(self) -> tuple[bytes, ...]:
+        """The tensor id of each constant, in order."""
+        from ree.commit.tensor import tensor_id
+
+        both = zip(self.graph.constants, self.weight_roots, strict=True)
+        return tuple(tensor_id(c.type.dtype, c.type.extents(), root) for c, root in both)
+
+    @cached_property
     def description(self) -> bytes:
         """The program as canonical JSON."""
         described = file.describe(self.graph, self.input_structure, self.output_structure, self.weight_roots)

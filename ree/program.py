@@ -152,7 +152,7 @@ class Program(Outline):
         # copies, since the caller may change what he passed
         inputs = [np.array(array_at(a, d, shape, owner)) for (owner, shape, a), d in zip(held, declared, strict=True)]
         outputs, recording = self._record(inputs, sizes, _torch_of(tensors), keep, keep_bytes_max)
-        manifest = recording.manifest(self.program_id, sizes, inputs, self.weight_roots)
+        manifest = recording.manifest(self.program_id, sizes, inputs, self.weight_ids)
         if keep:
             results = recording.results()
             return outputs, Trace(manifest, self, inputs, lambda: results)

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 
 import ree_kernels.cpu as cpu
-from ree import file
 from ree.commit.stages import Kind, Stages
 from ree.commit.trace import Manifest, tensor_ids
 from ree.errors import LimitError
 from ree.limits import KEPT_BYTES_MAX
 from ree.plan.plan import Plan
 from ree.types import DType
-from ree_kernels import KernelError
+from ree_kernels import KernelError, blake3
 
 
 class Recording:
@@ -47,13 +46,12 @@ class Recording:
         self.roots = self.plan.run_committed(inputs, [address for _, address in self._outputs], arena)
 
     def manifest(
-        self, program_id: bytes, sizes: tuple[int, ...], inputs: Sequence[np.ndarray], weight_roots: Sequence[bytes]
+        self, program_id: bytes, sizes: tuple[int, ...], inputs: Sequence[np.ndarray], weight_ids: tuple[bytes, ...]
     ) -> Manifest:
         """What the run's trace binds."""
-        given = [file.digest(array) for array in inputs]
+        given = [blake3.hash(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data) for array in inputs]
         read = tensor_ids(self.stages, given, Kind.INPUT)
-        weights = tensor_ids(self.stages, weight_roots, Kind.CONSTANT)
-        return Manifest(program_id, sizes, self.stages, read, weights, tuple(self.roots))
+        return Manifest(program_id, sizes, self.stages, read, weight_ids, tuple(self.roots))
 
     def results(self) -> list[np.ndarray]:
         """The kept results as arrays of their logical shapes (outputs: copies, since they are the caller's)."""

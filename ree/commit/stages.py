@@ -127,6 +127,11 @@ class Stages(Sequence[Stage]):
         return len(self._stages)
 
     @cached_property
+    def empty(self) -> list[int]:
+        """The stages whose results have no elements."""
+        return [stage.index for stage in self if stage.type.numel() == 0]
+
+    @cached_property
     def outputs(self) -> list[Source]:
         """The tensors that are the graph's outputs, in order."""
         return [self._source[value] for value in self.graph.outputs]

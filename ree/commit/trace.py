@@ -80,9 +80,9 @@ class Manifest:
 
     def __post_init__(self) -> None:
         """VerificationError: a result of no bytes has another root than theirs, which nobody could dispute."""
-        for stage, root in zip(self.stages, self.roots, strict=False):
-            if stage.type.numel() == 0 and root != NOTHING:
-                raise VerificationError(f"stage {stage.index} has no elements, and not the data root of nothing")
+        for number in self.stages.empty:
+            if number < len(self.roots) and self.roots[number] != NOTHING:
+                raise VerificationError(f"stage {number} has no elements, and not the data root of nothing")
 
     @cached_property
     def results(self) -> tuple[bytes, ...]:

@@ -26,7 +26,7 @@ import numpy as np
 from ree import atomic, file, nesting
 from ree.commit.stages import Kind, Source
 from ree.commit.tensor import tensor_id
-from ree.commit.trace import Manifest, Trace, list_id, tensor_ids
+from ree.commit.trace import Manifest, Trace, list_id
 from ree.errors import Error, FormatError, InputError, LimitError, VerificationError
 from ree.limits import HEADER_BYTES_MAX
 from ree.program import Program
@@ -233,7 +233,7 @@ def _manifest(described: Any, program: Program) -> Manifest:
             f"{len(inputs)} inputs and {len(roots)} results, where the program has "
             f"{len(program.graph.inputs)} and {len(stages)}"
         )
-    weights = tensor_ids(stages, program.weight_roots, Kind.CONSTANT)
+    weights = program.weight_ids
     if _digest(described["weights"]) != list_id(weights):
         raise VerificationError("the weights are not the program's")
     manifest = Manifest(program.program_id, sizes, stages, inputs, weights, roots)

@@ -15,8 +15,7 @@ import numpy as np
 
 from ree.commit import merkle
 from ree.commit.local import first_difference, inconsistencies
-from ree.commit.stages import Kind
-from ree.commit.trace import Trace, tensor_ids
+from ree.commit.trace import Trace
 from ree.element.encode import encode as encode_program
 from ree.errors import GraphError, InputError, RunError, VerificationError
 from ree.referee.cells import encode
@@ -102,7 +101,7 @@ def _check(program: Program, claim: Trace) -> None:
     manifest = claim.manifest
     if len(manifest.roots) != len(program.stages(program.checked_sizes(manifest.sizes))):
         raise VerificationError(f"the claim has {len(manifest.roots)} results, not those of the program")
-    if manifest.weights != tensor_ids(manifest.stages, program.weight_roots, Kind.CONSTANT):
+    if manifest.weights != program.weight_ids:
         raise VerificationError("the claim is about other weights than the program's")
 
 

@@ -146,8 +146,7 @@ def _manifest(head: Head, program: Outline) -> Manifest:
     if len(head.inputs) != len(program.graph.inputs) or len(head.results) != len(stages):
         raise VerificationError("the proof does not state the roots of the program's inputs and stages")
     inputs = tensor_ids(stages, head.inputs, Kind.INPUT)
-    weights = tensor_ids(stages, program.weight_roots, Kind.CONSTANT)
-    return Manifest(program.program_id, head.sizes, stages, inputs, weights, head.results)
+    return Manifest(program.program_id, head.sizes, stages, inputs, program.weight_ids, head.results)
 
 
 def _check_extents(graph: Graph) -> None:
