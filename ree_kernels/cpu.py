@@ -172,8 +172,9 @@ def dot_lanes(a: Any, b: Any, counts: Any) -> Any:
 
     k = kernels()
     out = np.empty(a.shape[1], np.float32)
-    pointers = [k.ffi.cast(kind, array.ctypes.data) for kind, array in zip(_DOT_TYPES, (a, b, counts, out), strict=True)]
-    k.lib.ree_dot_lanes(*pointers[:3], *a.shape, pointers[3])
+    arrays = zip(_DOT_TYPES, (a, b, counts, out), strict=True)
+    left, right, lengths, result = (k.ffi.cast(kind, array.ctypes.data) for kind, array in arrays)
+    k.lib.ree_dot_lanes(left, right, lengths, *a.shape, result)
     return out
 
 
