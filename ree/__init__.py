@@ -56,4 +56,8 @@ def __getattr__(name: str) -> Any:
         import ree.api
 
         return getattr(ree.api, name)
+    if name == "referee":
+        import ree.referee
+
+        return ree.referee
     raise AttributeError(f"module 'ree' has no attribute {name!r}")

@@ -534,3 +534,10 @@ def test_what_is_no_claim_is_an_input_error(arguments: tuple[object, ...]) -> No
     for at in ((0.0, 1), ("0", "1"), (1,)):
         with pytest.raises(InputError):
             ree.dispute(program, trace, at=at)  # type: ignore[arg-type]
+
+
+def test_the_referee_is_a_part_of_the_library() -> None:
+    assert ree.referee.Referee is Referee and ree.referee.Game is Game and ree.referee.Rules is Rules
+    assert ree.referee.Position is Position and ree.referee.challenge is challenge
+    with pytest.raises(AttributeError):
+        _ = ree.referee.nothing
