@@ -187,3 +187,49 @@ def test_long_chains_of_pointwise_operators_are_cut() -> None:
     x = torch.arange(4)
     program = ree.compile(Chain(), (x,))
     assert torch.equal(program(x), Chain()(x)) and 2 <= len(program.plan(()).steps) < 20
+
+
+BETWEEN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "transposed": lambda y: y.transpose(0, 1).contiguous(),
+    "transposed and scaled": lambda y: y.transpose(0, 1) * 2,
+    "transposed and rectified": lambda y: torch.relu(y.transpose(0, 1)),
+    "flipped": lambda y: y.flip(0) + 1,
+    "with its flip": lambda y: y + y.flip(0),
+    "a part": lambda y: (y + 1)[:, :1] * 2,
+    "all axes": lambda y: torch.relu(y).permute(2, 1, 0).reshape(-1),
+    "twice": lambda y: (y * 2).permute(1, 0, 2) + torch.tanh(y).permute(1, 0, 2),
+}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_a_view_between_a_product_and_what_follows_moves_elements(kind: str, name: str) -> None:
+    """An epilogue runs where its product lies: elements that it reads elsewhere were overwritten, or not there yet."""
+    torch.manual_seed(2)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(8, 4) if kind == "linear" else nn.Conv1d(4, 4, 1, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return BETWEEN[name](self.first(x) + 1)
+
+    x = torch.randn(17, 4, 8) if kind == "linear" else torch.randn(4, 4, 9)
+    program = ree.compile(Model().eval(), (x,))
+    exact = reference.evaluate(program.graph, [x.numpy()])
+    for threads in (1, 2, 3):
+        ree.threads(threads)
+        for found, expected in zip(program.run_flat([x.numpy()]), exact, strict=True):
+            assert found.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_a_transformer_layer_with_a_batch(batch_first: bool) -> None:
+    torch.manual_seed(2)
+    model, x = nn.TransformerEncoderLayer(16, 2, 32, batch_first=batch_first).eval(), torch.randn(3, 5, 16)
+    program = ree.compile(model, (x,))
+    with torch.no_grad():
+        torch.testing.assert_close(program(x), model(x), rtol=1e-4, atol=1e-5)
+    (expected,) = reference.evaluate(program.graph, [x.numpy()])
+    assert program.run_flat([x.numpy()])[0].tobytes() == expected.tobytes()

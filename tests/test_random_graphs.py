@@ -63,7 +63,7 @@ class Maker:
 
     def step(self) -> None:
         x, low = self.pick(), self.lowering
-        kind = self.rng.choice(["unary", "binary", "reduce", "view", "matmul", "row", "cat", "conv"])
+        kind = self.rng.choice(["unary", "binary", "reduce", "view", "matmul", "row", "cat", "conv", "linear"])
         if kind == "unary":
             op = self.rng.choice(UNARY)
             zero = low.full(x.shape, 0.0, DType.F32)
@@ -87,6 +87,21 @@ class Maker:
             self.values.append(low.emit("cat", [x, self.like(x.shape)], axis=axis))
         elif kind == "conv":
             self.conv(x)
+        elif kind == "linear" and x.rank >= 2:
+            self.linear(x)
+
+    def linear(self, x: T) -> None:
+        """A product of all rows with a constant, a bias, and the leading axes in another order."""
+        low, inner = self.lowering, int(x.shape[-1])
+        rng = np.random.default_rng(self.rng.randint(0, 1 << 30))
+        weight = low.constant(rng.standard_normal((inner, 3)).astype(np.float32), DType.F32)
+        rows = low.reshape(x, (x.type.numel() // max(1, inner), inner))
+        if not inner:
+            return
+        y = low.reshape(low.emit("matmul", [rows, weight]), (*x.shape[:-1], 3))
+        y = low.emit("add", [y, low.full(y.shape, 0.5, DType.F32)])
+        leading = self.rng.sample(range(y.rank - 1), y.rank - 1)
+        self.values.append(low.emit("neg", [low.permute(y, [*leading, y.rank - 1])]))
 
     def conv(self, x: T) -> None:
         """A convolution of a value of three or four axes, by a constant kernel of extent 1 or 2."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import ree_kernels.cpu as cpu
+from ree.element.program import walk
 from ree.errors import DeviceError
 from ree.graph import Graph, Node
 from ree.plan import schedules
@@ -97,21 +98,45 @@ class Planner:
             steps[-1].members = tuple(group if len(steps) > 1 else hosts + group)
 
     def _plan_hosted(self, value: int, host: int, order: tuple[int, ...]) -> None:
-        """The host's step with the group as epilogue, in place where both have the same shape."""
+        """The host's step with the group as epilogue, in place where both have the same shape.
+
+        Only if each element reads the host's where it is itself computed: a transpose between the group's members, say,
+        reads elements of which others may be written already, or are not there yet.
+        """
         mine, theirs = self.layouts[value], self.layouts[host]
-        same_dtype = self.graph.type_of(value).dtype is self.graph.type_of(host).dtype
-        if same_dtype and _same_memory(mine, theirs):
-            self.buffers[host] = self.buffers[value]
         kernel = merge_axes(self._build(value, order), keep_last=True)
-        rows, cols = schedules.space_of(self._shape(host), self.kinds[host])
-        if (kernel.rows, kernel.cols) != (rows, cols):
+        space = schedules.space_of(self._shape(host), self.kinds[host])
+        if (kernel.rows, kernel.cols) != space or not self._reads_in_place(kernel, host):
             self.steps.extend(self._scheduled(host, None))
             self.steps.append(self.jit_step(self._kernel(value, order), value))
             return
+        same_dtype = self.graph.type_of(value).dtype is self.graph.type_of(host).dtype
+        if same_dtype and _same_memory(mine, theirs):
+            self.buffers[host] = self.buffers[value]
         if self.buffers[host] is self.buffers[value] and _is_identity(kernel):
             self.steps.extend(self._scheduled(host, None))
             return
         self.steps.extend(self._scheduled(host, self.jit_step(kernel, value)))
+
+    def _reads_in_place(self, kernel: Kernel, host: int) -> bool:
+        """True if every load of the host's memory is at the place of the element that is being computed."""
+        own = {n for n, port in enumerate(kernel.ports) if self.base[port] == host}
+        flat = contiguous(kernel.space).strides
+        axis = {i.results[0]: int(i.imm[0]) for i in kernel.program.body if i.op == "index"}
+        for instr in walk(kernel.program.body):
+            if instr.op not in ("load", "load_if") or int(instr.imm[0]) not in own:
+                continue
+            layout = kernel.layouts[int(instr.imm[0])]
+            step = [0] * len(kernel.space)
+            coordinates = instr.args if instr.op == "load" else instr.args[2:]
+            for coordinate, extent, stride in zip(coordinates, layout.shape, layout.strides, strict=True):
+                if coordinate in axis:
+                    step[axis[coordinate]] += stride
+                elif extent != 1:
+                    return False
+            if layout.offset or any(a != b for a, b, n in zip(step, flat, kernel.space, strict=True) if n != 1):
+                return False
+        return True
 
     def _scheduled(self, value: int, epilogue: Step | None) -> list[Step]:
         return schedules.SCHEDULES[self._node(value).op](self, value, epilogue)
