@@ -118,7 +118,7 @@ def check(
     trusted_keys: Collection[PublicKey] | None = None,
     seed: bytes | None = None,
     samples: int | None = None,
-    inputs: Sequence[Any] | None = None,
+    inputs: Any = None,
     salt: bytes | None = None,
     nonce: bytes | None = None,
 ) -> Check:
@@ -126,15 +126,18 @@ def check(
 
     program: a Program, or what `ree.outline.load` reads of a file; needed unless the proof holds it itself.
     trusted_keys, salt, nonce: as for `verify`; seed: the 32 bytes that the prover was given; samples: at least so many
-    are wanted; inputs: the tensors that the run must be on, in order (None: any). Nothing is run, no weight is read.
-    The result says which errors are found, and with which probability.
+    are wanted; inputs: the tensor or tensors that the run must be on, in order (None: any). Nothing is run, no
+    weight is read. The result says which errors are found, and with which probability.
     """
     from ree.outline import Outline
     from ree.spot import check as module
 
     if program is not None and not isinstance(program, Outline):
         raise InputError(f"a program is expected, not a {type(program).__name__}: ree.outline.load reads one of a file")
-    arrays = None if inputs is None else [_array(tensor) for tensor in inputs]
+    given = (inputs,) if hasattr(inputs, "shape") else inputs
+    if given is not None and not isinstance(given, tuple | list):
+        raise InputError("inputs are a tensor, or several in the order of the program's inputs")
+    arrays = None if given is None else [_array(tensor) for tensor in given]
     return module.check(proof, receipt, program, trusted_keys, seed, samples, arrays, salt, nonce)
 
 

@@ -34,6 +34,9 @@ class Outline:
         self._trusted = trusted
         self._stages: dict[tuple[int, ...], Stages] = {}
 
+    def check_weights(self) -> None:
+        """InputError if weights that it shares with a model have changed; an outline has none."""
+
     @property
     def input_names(self) -> list[str]:
         return [i.name for i in self.graph.inputs]

@@ -75,7 +75,8 @@ class Program(Outline):
         held = [weight for weight in weights if weight.data_ptr() in shared and not weight.is_inference()]
         self._watched = [(weight, weight._version) for weight in held]
 
-    def _check_weights(self) -> None:
+    def check_weights(self) -> None:
+        """InputError if a watched weight has changed."""
         if any(weight._version != version for weight, version in self._watched):
             raise InputError("a weight of the model was changed in place after it was compiled: compile it again")
 
@@ -195,7 +196,7 @@ class Program(Outline):
 
     def _held(self, tensors: Sequence[Any]) -> tuple[list[tuple[Any, tuple[int, ...], int]], tuple[int, ...]]:
         """Inputs as memory, and the values of the program's symbols that their shapes mean."""
-        self._check_weights()
+        self.check_weights()
         if len(tensors) != len(self.graph.inputs):
             raise InputError(f"the program takes {len(self.graph.inputs)} tensors, not {len(tensors)}")
         held = [
@@ -262,7 +263,7 @@ class Program(Outline):
     # -- files ----------------------------------------------------------------------------
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the program with its weights to a `.ree` file."""
-        self._check_weights()
+        self.check_weights()
         file.save(path, self.graph, self.input_structure, self.output_structure)
 
 

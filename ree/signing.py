@@ -75,7 +75,10 @@ def read_salt(path: Path | None) -> bytes | None:
             text = file.read(_DIGITS + 2).decode("ascii", "replace").strip()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
-    return digest(text, f"the salt in {path}")
+    try:
+        return digest(text, f"the salt in {path}")
+    except InputError:  # of which nothing is shown: it may be a key by mistake
+        raise InputError(f"{path} is no file with a salt: {_DIGITS} hexadecimal digits are expected") from None
 
 
 def digest(text: str, what: str) -> bytes:

@@ -112,3 +112,53 @@ def test_the_command_line_demands_them_too(tmp_path: Path, capsys: pytest.Captur
         assert command("check", *proof, "--samples", "31") == 1
     assert command("check", files["p.proof"], files["r.json"]) == 2
     assert outline.load(files["m.ree"]).program_id == program.program_id
+
+
+def test_inputs_are_taken_as_a_run_takes_them() -> None:
+    """Bools of other bytes are true, one tensor needs no list, and another shape or dtype is no input of the run."""
+
+    class Negation(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return ~x
+
+    given = torch.from_numpy(np.array([[2, 255, 1, 0]], np.uint8)).view(torch.bool)
+    _, trace = run(Negation(), given)
+    receipt, proof = trace.receipt(SIGNER), trace.prove(4)
+    ree.check(proof, receipt, inputs=(given,))
+    ree.check(proof, receipt, inputs=given.view(torch.uint8).numpy() != 0)
+    for wrong in (given.reshape(2, 2), given.view(torch.uint8), [], {"x": given}):
+        with pytest.raises(InputError):
+            ree.check(proof, receipt, inputs=wrong)
+    for bad in ({"salt": b"1"}, {"nonce": "1" * 32}):
+        with pytest.raises(InputError):
+            ree.check(proof, receipt, **bad)  # type: ignore[arg-type]
+
+
+def test_the_probability_to_find_one_element_is_that_of_draws_with_replacement() -> None:
+    class Twice(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2
+
+    _, trace = run(Twice(), torch.randn(20))
+    found = ree.check(trace.prove(20), trace.receipt(SIGNER))
+    assert abs(found.single - (1 - 0.95**20)) < 1e-9
+
+
+def test_a_transformer_layer_is_proved_and_held_against_itself() -> None:
+    """Its plan once moved elements, which only the interpreter saw."""
+    program, trace = run(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), torch.randn(3, 5, 16))
+    ree.check(trace.prove(459), trace.receipt(SIGNER))
+    assert ree.dispute(program, trace).stage is None
+
+
+def test_a_fault_of_the_kernels_does_not_pass_for_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim that the kernels confirm is computed by the interpreter as well."""
+    from ree.referee import dispute as disputes
+    from tests import dishonest
+
+    program, trace = run(nn.Linear(8, 4), torch.randn(3, 8))
+    claim = trace
+    for element in range(12):
+        claim = dishonest.lie(claim, 0, dishonest.flip(element))
+    monkeypatch.setattr(disputes, "inconsistencies", lambda _: [])
+    assert ree.dispute(program, claim).wrong == ("a",)

@@ -184,6 +184,7 @@ class Trace:
         """
         from ree.spot.prove import prove
 
+        self.program.check_weights()
         return prove(self, samples, seed, self_contained)
 
     @cached_property

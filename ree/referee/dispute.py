@@ -6,6 +6,8 @@ they agree, so at least one of them does not follow from what both read. A game 
 
 from __future__ import annotations
 
+import functools
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ import numpy as np
 
 from ree.commit import merkle
 from ree.commit.local import first_difference, inconsistencies
+from ree.commit.stages import Source
 from ree.commit.trace import Trace
 from ree.element.encode import encode as encode_program
 from ree.errors import GraphError, InputError, RunError, VerificationError
@@ -22,10 +25,17 @@ from ree.referee.cells import encode
 from ree.referee.game import Game, Party, Rules, Verdict, replay
 from ree.referee.judge import Referee
 from ree.referee.players import Position, challenge
+from ree.spot.draw import draw
+from ree.spot.openings import Recorded
+from ree.spot.samples import differences
+from ree.wire import DIGEST_BYTES
 
 if TYPE_CHECKING:
     from ree.outline import Outline
     from ree.program import Program
+
+
+SAMPLES = 32  # elements of a claim that are computed by the interpreter, too
 
 
 @dataclass(frozen=True)
@@ -136,14 +146,32 @@ def _first_difference(a: Trace, b: Trace) -> tuple[tuple[int, int] | None, int]:
 
 
 def _first_inconsistency(claim: Trace) -> tuple[int, int] | None:
-    """(stage, element) of the first result that does not follow, or cannot be shown; None if there is none."""
+    """(stage, element) of the first result that does not follow, or cannot be shown; None if there is none.
+
+    Stages are computed by the program's kernels, and some elements by the interpreter as well, so that a fault of the
+    kernels, which the claim's maker has too, does not pass for the program.
+    """
     try:
-        return next(iter(inconsistencies(claim)), None)
+        found = next(iter(inconsistencies(claim)), None)
+        return found or _sampled(claim)
     except VerificationError:
         for stage in claim.manifest.stages:
             if stage.type.numel() and _opened(claim, stage.index) is None:
                 return stage.index, 0
         raise
+
+
+def _sampled(claim: Trace) -> tuple[int, int] | None:
+    stages = claim.manifest.stages
+
+    def tensor_of(source: Source) -> Recorded:
+        return Recorded(stages.type_of(source)[0], claim.memory(source))
+
+    samples = draw(stages, claim.root, SAMPLES, os.urandom(DIGEST_BYTES))
+    wrong = (
+        (stage.index, element) for stage, element, _, _ in differences(stages, samples, functools.cache(tensor_of))
+    )
+    return next(wrong, None)
 
 
 def _opened(claim: Trace, stage: int) -> np.ndarray | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ree import file, outline
 from ree.commit import receipt as receipts
+from ree.commit.elements import plain
 from ree.commit.stages import Kind, Source, Stages
 from ree.commit.trace import Manifest, list_id, tensor_ids
 from ree.errors import Error, InputError, LimitError, VerificationError
@@ -18,7 +20,7 @@ from ree.spot.format import Head, open_proof, read_openings
 from ree.spot.openings import Opening, Served, size_of
 from ree.spot.prove import check_arguments
 from ree.spot.samples import compare
-from ree.wire import Reader
+from ree.wire import DIGEST_BYTES, Reader
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,6 +74,9 @@ def check(
     if not isinstance(proof, bytes | bytearray | memoryview):
         raise InputError(f"a proof is bytes, not {type(proof).__name__}")
     check_arguments(1 if samples is None else samples, seed)
+    for name, value in (("salt", salt), ("nonce", nonce)):
+        if value is not None and (type(value) is not bytes or len(value) != DIGEST_BYTES):
+            raise InputError(f"a {name} has {DIGEST_BYTES} bytes")
     found = receipts.read(receipt, trusted_keys)
     head, reader = open_proof(bytes(proof))
     if head.trace_root != found.claim.trace_root:
@@ -84,18 +89,26 @@ def check(
         raise VerificationError(f"the proof has {head.samples} samples, not {samples}")
     found.claim.expect(**({} if nonce is None else {"nonce": nonce}))
     known = _program(head, program, found.claim.program_id)
-    if inputs is not None and tuple(file.digest(array) for array in inputs) != head.inputs:
-        raise VerificationError("the proof is about a run on another input")
     try:
-        return known.guarded(lambda: _check(found, head, reader, known, len(proof), salt))  # type: ignore[no-any-return]
-    except (VerificationError, LimitError):
+        return known.guarded(lambda: _check(found, head, reader, known, len(proof), salt, inputs))  # type: ignore[no-any-return]
+    except (VerificationError, LimitError, InputError):
         raise
     except Error as error:  # of a hostile program
         raise VerificationError(f"the proof's program: {error}") from None
 
 
-def _check(found: Receipt, head: Head, reader: Reader, program: Outline, size_bytes: int, salt: bytes | None) -> Check:
+def _check(
+    found: Receipt,
+    head: Head,
+    reader: Reader,
+    program: Outline,
+    size_bytes: int,
+    salt: bytes | None,
+    inputs: Sequence[np.ndarray] | None,
+) -> Check:
     manifest = _manifest(head, program)
+    if inputs is not None and _input_roots(inputs, manifest.stages.graph) != head.inputs:
+        raise VerificationError("the proof is about a run on another input")
     if salt is not None:
         found.claim.open_input(salt, list_id(manifest.inputs))
     weights, outputs = list_id(manifest.weights), list_id(manifest.outputs)
@@ -105,6 +118,18 @@ def _check(found: Receipt, head: Head, reader: Reader, program: Outline, size_by
     openings = read_openings(reader, lambda source: _size_of(manifest.stages, program, source))
     _evaluate(manifest.stages, samples, openings, _roots(head, program))
     return _result(found, head, manifest.stages, samples, work, size_bytes)
+
+
+def _input_roots(inputs: Sequence[np.ndarray], graph: Graph) -> tuple[bytes, ...]:
+    """The data roots of inputs as a run takes them; InputError if they are none of this program at these sizes."""
+    import numpy as np
+
+    if len(inputs) != len(graph.inputs):
+        raise InputError(f"the run has {len(graph.inputs)} inputs, not {len(inputs)}")
+    for array, declared in zip(inputs, graph.inputs, strict=True):
+        if array.dtype != np.dtype(declared.type.dtype.numpy) or array.shape != declared.type.extents():
+            raise InputError(f"input {declared.name} is {array.dtype}{list(array.shape)}, the run's is {declared.type}")
+    return tuple(file.digest(plain(array)) for array in inputs)
 
 
 def program_of(proof: bytes) -> Outline:
@@ -204,9 +229,21 @@ def _name(source: Source) -> str:
     return f"{kinds[source.kind]} {source.number}"
 
 
+def _single(stages: Stages, drawn: int) -> float:
+    """The probability that one wrong element is found by so many samples, the mean over all elements."""
+    work = works(stages)
+    total, elements = sum(work), sum(stage.type.numel() for stage in stages)
+    if not total:
+        return 0.0
+    found = 0.0
+    for stage, own in zip(stages, work, strict=True):
+        if count := stage.type.numel():
+            found += count * -math.expm1(drawn * math.log1p(-min(own / total / count, 1 - 1e-16)))
+    return found / elements
+
+
 def _result(found: Receipt, head: Head, stages: Stages, samples: list[Sample], work: int, size_bytes: int) -> Check:
     total = sum(works(stages))
-    elements = sum(stage.type.numel() for stage in stages)
     drawn = min(head.samples, len(samples))
     return Check(
         receipt=found,
@@ -214,7 +251,7 @@ def _result(found: Receipt, head: Head, stages: Stages, samples: list[Sample], w
         extra=len(samples) - drawn,
         stages=len({stage for stage, _ in samples}),
         found_fraction=1 - (1 - CONFIDENCE) ** (1 / drawn) if drawn else 1.0,
-        single=min(1.0, drawn / elements) if elements else 1.0,
+        single=_single(stages, drawn),
         work_share=work / total if total else 0.0,
         size_bytes=size_bytes,
         is_seeded=head.seed is not None,

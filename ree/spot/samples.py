@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 import ree_kernels.cpu as cpu
 from ree.commit.elements import PortElements
 from ree.commit.stages import Kind, Port, Source, Stage, Stages
+from ree.element import scalar
 from ree.element.interpret import elements, elements_at_once
 from ree.errors import GraphError, RunError, VerificationError
 from ree.spot.draw import Kinship, Sample, kinship
@@ -26,16 +28,26 @@ def touch(stages: Stages, samples: Sequence[Sample], tensor_of: TensorOf) -> Non
 
 def compare(stages: Stages, samples: Sequence[Sample], tensor_of: TensorOf) -> None:
     """Compute every sample from what its stage read; VerificationError at the first that is not as it is stored."""
+    for stage, number, stored, computed in differences(stages, samples, tensor_of):
+        extents = stage.type.extents()
+        place = [int(i) for i in np.unravel_index(number, extents)] if extents else []
+        raise VerificationError(
+            f"element {place} of stage {stage.index} is {stored}, from what it read follows {computed} "
+            f"(dispute it at {stage.index}:{number})"
+        )
+
+
+def differences(
+    stages: Stages, samples: Sequence[Sample], tensor_of: TensorOf
+) -> Iterator[tuple[Stage, int, Any, Any]]:
+    """(stage, element, its value as stored, as computed) of the first wrong sample of each stage."""
     for stage, numbers, computed, stored in _evaluated(stages, samples, tensor_of):
         bits = f"u{stored.dtype.itemsize}"
         differing = np.flatnonzero(computed.view(bits) != stored.view(bits))
         if len(differing):
-            first, extents = int(differing[0]), stage.type.extents()
-            place = [int(i) for i in np.unravel_index(numbers[first], extents)] if extents else []
-            raise VerificationError(
-                f"element {place} of stage {stage.index} is {stored[first]}, from what it read follows "
-                f"{computed[first]} (dispute it at {stage.index}:{numbers[first]})"
-            )
+            first = int(differing[0])
+            values = (scalar.widen(x[first : first + 1], stage.type.dtype)[0] for x in (stored, computed))
+            yield stage, int(numbers[first]), *values
 
 
 def _evaluated(
