@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ree.commit.elements import PortElements, in_memory
 from ree.commit.record import array_at
 from ree.commit.trace import Trace
 from ree.element.interpret import elements
@@ -21,9 +22,8 @@ from ree_kernels import KernelError, cpu
 def inconsistencies(trace: Trace) -> list[tuple[int, int]]:
     """(stage, its first wrong element in C order) for every stage whose result does not follow from its operands."""
     program, manifest = trace.program, trace.manifest
-    for stage in manifest.stages:  # results that are not stored are computed now, by the same plan
-        trace.tensors[stage.index]
-        break
+    if len(manifest.stages):
+        _ = trace.tensors[0]  # results that are not stored are computed now, by the same plan
     with program.locked_plan(manifest.sizes) as plan:
         return Check(plan, trace).run()
 
@@ -66,16 +66,15 @@ class Check:
     def refused(self, number: int) -> int:
         """The first element whose operands hold an index that is out of range."""
         stage = self.trace.manifest.stages[number]
-        views = []
-        for port, given in zip(stage.ports, stage.program.inputs, strict=True):
-            flat = self.trace.memory(port.source).view(given.dtype.numpy)[port.layout.offset :]
-            steps = tuple(stride * flat.itemsize for stride in port.layout.strides)
-            views.append(np.lib.stride_tricks.as_strided(flat, port.layout.shape, steps, writeable=False))
+        inputs = [
+            PortElements(port.layout, given.dtype, in_memory(self.trace.memory(port.source), given.dtype))
+            for port, given in zip(stage.ports, stage.program.inputs, strict=True)
+        ]
         low, high = 0, stage.type.numel()
         while high - low > 1:
             middle = (low + high) // 2
             try:
-                elements(stage.program, views, stage.type.extents(), np.arange(low, middle), stage.params)
+                elements(stage.program, inputs, stage.type.extents(), np.arange(low, middle), stage.params)
             except RunError:
                 high = middle
             else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -71,22 +72,19 @@ def data_bytes(size_bytes: int, chunks: Sequence[int]) -> int:
     return (len(chunks) - 1) * CHUNK_BYTES + tail
 
 
-class Tensor:
+class Tensor(Protocol):
     """The bytes of a tensor, as far as they are at hand: gives elements by their place."""
-
-    def __init__(self, dtype: DType) -> None:
-        self.dtype = dtype
 
     def at(self, places: np.ndarray) -> np.ndarray:
         """The elements at these places in memory, counted in elements."""
-        raise NotImplementedError
+        ...
 
 
-class Recorded(Tensor):
+class Recorded:
     """All bytes of a tensor; `touched` are the chunks that were asked for."""
 
     def __init__(self, dtype: DType, memory: np.ndarray) -> None:
-        super().__init__(dtype)
+        self.dtype = dtype
         self.memory = memory
         self._flat = memory.view(dtype.numpy)
         self._touched: list[np.ndarray] = []
@@ -101,11 +99,11 @@ class Recorded(Tensor):
         return [int(n) for n in np.unique(np.concatenate(self._touched))] if self._touched else []
 
 
-class Served(Tensor):
+class Served:
     """The opened chunks of a tensor; another one is a VerificationError."""
 
     def __init__(self, dtype: DType, opening: Opening, name: str) -> None:
-        super().__init__(dtype)
+        self.dtype = dtype
         self._numbers = np.array(opening.chunks, np.int64)
         self._used = np.zeros(len(opening.chunks), bool)
         self._name = name
@@ -146,7 +144,7 @@ class Side:
         return self.ports[0].layout.shape
 
     def take(self, coordinates: Sequence[np.ndarray], made: np.ndarray) -> np.ndarray:
-        """Elements at coordinates, as `Port.take`."""
+        """Elements at coordinates, as `PortElements.take`."""
         if len(self.ports) == 1:
             return self.ports[0].take(coordinates, made)
         found, start = [], 0
