@@ -51,7 +51,7 @@ def flops(graph: Graph, node: Node) -> int:
     types = [graph.type_of(v) for v in node.inputs]
     shapes = [tuple(int(n) for n in t.shape) for t in types]  # type: ignore[arg-type]
     out = node.type.numel()
-    if node.op == "matmul":
+    if node.op in ("matmul", "expert_matmul"):
         return 2 * out * shapes[0][-1]
     if node.op == "conv":
         return 2 * out * math.prod(shapes[1][1:])

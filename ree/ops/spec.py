@@ -35,7 +35,7 @@ class Operator:
     kind: "pointwise" (all inputs have the output's shape; element i depends on elements i),
     "view" (a load at computed coordinates, nothing else), "fold" (reductions along rows),
     or the name of a schedule of its own ("matmul", "conv", "attention", "sort", "scan",
-    "scatter"); "any" has neither.
+    "scatter", "experts"); "any" has neither.
     """
 
     name: str

@@ -9,6 +9,13 @@ from typing import Any
 import numpy as np
 
 from ree.graph import Constant
+from ree.plan.layout import Layout
+
+
+def strided(data: np.ndarray, layout: Layout) -> np.ndarray:
+    """An array seen through a layout over its elements."""
+    flat = data.reshape(-1)[layout.offset :]
+    return np.lib.stride_tricks.as_strided(flat, layout.shape, tuple(s * data.itemsize for s in layout.strides))
 
 
 @dataclass
