@@ -21,3 +21,5 @@ ELEMENT_VALUES_MAX = 1 << 17  # of one element program, so that fusion cannot ex
 PROOF_BYTES_MAX = 1 << 30
 PROOF_SAMPLES_MAX = 1 << 20
 PROOF_WORK_MAX = 1 << 32  # instructions that a check may cost
+SEQUENCES_MAX = 1024  # that an engine holds at once
+STEP_ROWS_MAX = 512  # tokens that one step of an engine feeds

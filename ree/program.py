@@ -24,6 +24,8 @@ from ree.types import DType, TensorType
 if TYPE_CHECKING:
     from ree.commit.record import Recording
     from ree.commit.trace import Manifest, Trace
+    from ree.plan.plan import Plan
+    from ree.plan.stream import Stream
 
 
 _living: weakref.WeakSet[Program] = weakref.WeakSet()
@@ -227,6 +229,16 @@ class Program(Outline):
 
         with cpu.default_fp_state():
             return Planner(self.static(binding), self._weights).run()
+
+    def streamed_plan(self, binding: tuple[int, ...], stream: Stream) -> Plan:
+        """A compiled plan of this causal program that keeps keys and values in the caller's memory (ree/plan/stream.py)."""
+        import ree_kernels.cpu as cpu
+        from ree.plan.planner import Planner
+
+        with self._lock, cpu.default_fp_state():
+            plan = Planner(self.static(binding), self._weights, stream).run()
+            plan.compile()
+        return plan
 
     def _bind(self, shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:
         """The symbols' values that these input shapes mean; ShapeError if they mean none."""

@@ -24,6 +24,7 @@ ISA_VARIABLE = "REE_ISA"
 BLOCK_COLS = 512
 PANELS_MIN = 4  # fewer panels in a box do not pay for copying its rows of A
 SCORE_FLOATS = 1 << 17
+SCORED_KEYS = 4096  # of a cache: most sequences are shorter than it could hold
 
 
 class MatmulPlan(NamedTuple):
@@ -85,6 +86,14 @@ class Kernels:
         limit = max(self.tile_rows, min(SCORE_FLOATS // max(s, 1), share))
         row_grain = _ceil(t, _ceil(t, limit)) if t >= self.tile_rows else max(t, limit // t * t) if t else 1
         return MatmulPlan(row_grain, max(d_v, 1), int(self.lib.ree_attention_scratch_bytes(row_grain, s, d_v)))
+
+    def cached_grain(self, n: int, heads: int, k_heads: int, context: int, n_threads: int) -> int:
+        """Rows in a box of a `ree_cached_attention` step: whole groups of heads where there are enough of them."""
+        rows, members = heads * n, heads // max(k_heads, 1)
+        share = _ceil(rows, 2 * n_threads) if n_threads > 1 else rows
+        limit = max(self.tile_rows, min(SCORE_FLOATS // max(1, min(context, SCORED_KEYS)), share))
+        grain = max(1, min(limit, share))
+        return grain // members * members if grain > members else grain
 
     def address(self, name: str) -> int:
         """Address of a C function, for `ree_step.kernel` or a JIT-compiled caller."""

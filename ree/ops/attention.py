@@ -40,8 +40,8 @@ def _attention_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     "attention",
     kind="attention",
     infer=_attention_type,
-    doc="per row: scores = dot(q, k) * scale, masked; "
-    "m = max (0 if -inf); p = exp(score - m); l = sum(p); out = dot(p, v) / l, and 0 if l is 0",
+    doc="per row: scores = dot(q, k) * scale, capped, masked; m = max (0 if -inf); p = exp(score - m); l = sum(p); "
+    "out = dot(p, v) / l, and 0 if l is 0; a causal row sees keys up to its own number, within a window the last ones",
 )
 def _attention(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
 
@@ -49,30 +49,53 @@ def _attention(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: At
     kv_head = head / (b.extent(0, 1) / b.extent(1, 1))
     length = b.extent(1, 2)
     count = b.min(length, row + 1) if attrs["causal"] else length
+    start = _window_start(b, attrs, count)
 
     def raw(s: Value) -> Value:
         return b.fold_dot(b.extent(0, 3), lambda d: (b.load(0, batch, head, row, d), b.load(1, batch, kv_head, s, d)))
 
-    weight = _weights(b, attrs, count, raw, lambda s: b.load(3, batch, head, row, s))
+    inside = _weights(b, attrs, start, count, raw, lambda s: b.load(3, batch, head, row, s))
+
+    def weight(s: Value) -> Value:
+        return inside(s) if start is None else b.select(s >= start, inside(s), 0.0)
+
+    def value(s: Value) -> Value:  # what lies before the window is left out: 0 * 0 adds nothing to a fold that is 0
+        found = b.load(2, batch, kv_head, s, channel)
+        return found if start is None else b.select(s >= start, found, 0.0)
+
     total = b.fold_sum(count, weight)
-    mixed = b.fold_dot(count, lambda s: (weight(s), b.load(2, batch, kv_head, s, channel)))
+    mixed = b.fold_dot(count, lambda s: (weight(s), value(s)))
     return b.select(total.eq(0.0), 0.0, mixed / total)
 
 
 Row = Callable[[Value], Value]  # a value of one row as a function of the key's number
 
 
-def _weights(b: Builder, attrs: Attrs, count: Value, raw: Row, mask: Row) -> Row:
-    """p(s) of one row: exp(score(s) - m), with score(s) = raw(s) * scale, masked."""
+def _window_start(b: Builder, attrs: Attrs, count: Value) -> Value | None:
+    """The first key that a row sees; None if there is no window (that starts within the keys)."""
+    window = attrs.get("window", 0)
+    return b.max(count - window, 0) if window else None
+
+
+def _weights(b: Builder, attrs: Attrs, start: Value | None, count: Value, raw: Row, mask: Row) -> Row:
+    """p(s) of one row: exp(score(s) - m), with score(s) = raw(s) * scale, capped, masked."""
     from ree.element import functions
+
+    cap = attrs.get("softcap", 0.0)
 
     def score(s: Value) -> Value:
         result = raw(s) * float(attrs["scale"])
+        if cap:
+            result = functions.tanh(b, result / float(cap)) * float(cap)
         if attrs["mask"] == "none":
             return result
         return b.select(mask(s), result, -math.inf) if attrs["mask"] == "bool" else result + mask(s)
 
-    largest = b.fold_max(count, score)
+    if start is None:
+        largest = b.fold_max(count, score)
+    else:
+        first = start
+        largest = b.fold_max(count - first, lambda j: score(first + j))
     shift = b.select(largest.eq(-math.inf), 0.0, largest)
     return lambda s: functions.exp(b, score(s) - shift)
 
@@ -85,21 +108,52 @@ def weights_program(mask: DType | None, attrs: Attrs) -> Program:
     ports = [Port(DType.F32, 4)] + ([Port(mask, 4)] if mask is not None else [])
     b = Builder(ports, 4)
     batch, head, row, key = b.indices()
-    length = b.param(0)
-    count = b.min(length, row + 1) if attrs["causal"] else length
-    weight = _weights(
-        b, attrs, count, lambda s: b.load(0, batch, head, row, s), lambda s: b.load(1, batch, head, row, s)
-    )(key)
-    return b.finish([b.select(key < count, weight, 0.0) if attrs["causal"] else weight], [DType.F32])
+    count = b.min(b.param(0), row + 1) if attrs["causal"] else b.param(0)
+    scores, masks = (lambda s, port=port: b.load(port, batch, head, row, s) for port in (0, 1))
+    return _finish_weights(b, attrs, count, key, scores, masks)
+
+
+def cached_weights_program(attrs: Attrs) -> Program:
+    """The same for rows that stand anywhere in their sequences: inputs raw scores and the rows' positions.
+
+    Index space [H', N, G, S] (heads of keys, rows, heads of queries that share one); positions i64[N].
+    """
+    b = Builder([Port(DType.F32, 4), Port(DType.I64, 1)], 4)
+    head, row, member, key = b.indices()
+    return _finish_weights(b, attrs, b.load(1, row) + 1, key, lambda s: b.load(0, head, row, member, s), lambda s: s)
+
+
+def _finish_weights(b: Builder, attrs: Attrs, count: Value, key: Value, scores: Row, masks: Row) -> Program:
+    start = _window_start(b, attrs, count)
+    weight = _weights(b, attrs, start, count, scores, masks)(key)
+    if attrs["causal"]:
+        weight = b.select(key < count, weight, 0.0)
+    if start is not None:
+        weight = b.select(key >= start, weight, 0.0)
+    return b.finish([weight], [DType.F32])
 
 
 # -- lowerings ------------------------------------------------------------------------------
 
 
 def attention(
-    ctx: Lowering, q: T, k: T, v: T, mask: T | None = None, causal: bool = False, scale: float | None = None
+    ctx: Lowering,
+    q: T,
+    k: T,
+    v: T,
+    mask: T | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    **options: int | float,
 ) -> T:
-    """The operator for any number of leading batch axes, which become one."""
+    """The operator for any number of leading batch axes, which become one.
+
+    16-bit operands are widened and the result is rounded, as the definition has it.
+    """
+    if q.dtype in (DType.F16, DType.BF16):
+        wide = (ctx.cast(t, DType.F32) for t in (q, k, v))
+        mask = ctx.cast(mask, DType.F32) if mask is not None and mask.dtype is not DType.BOOL else mask
+        return ctx.cast(attention(ctx, *wide, mask, causal, scale, **options), q.dtype)
     depth = q.shape[-1]
     if isinstance(depth, Dim):
         raise ctx.unsupported("attention over a dynamic head dimension", "make it static")
@@ -118,7 +172,7 @@ def attention(
         shape = (*inputs[0].shape[:3], inputs[1].shape[2])
         inputs.append(ctx.reshape(ctx.broadcast(mask, (*lead, *shape[1:])), shape))
     factor = 1.0 / math.sqrt(max(depth, 1)) if scale is None else float(scale)
-    result = ctx.emit("attention", inputs, causal=bool(causal), scale=factor, mask=kind)
+    result = ctx.emit("attention", inputs, causal=bool(causal), scale=factor, mask=kind, **options)
     return ctx.reshape(result, (*q.shape[:-1], v.shape[-1]) if not lead else (*lead, *result.shape[1:]))
 
 
@@ -142,6 +196,13 @@ def _(
 ) -> T:
     _no_dropout(ctx, dropout_p)
     return attention(ctx, q, k, v, attn_mask, is_causal, scale)
+
+
+@lowers("ree.causal_attention.default")
+def _(ctx: Lowering, q: T, k: T, v: T, scale: float, window: int, softcap: float) -> T:
+    """Attention of language models (ree/lm/torch_model.py); window and softcap stand in the graph only if there are."""
+    options = {name: value for name, value in (("window", window), ("softcap", softcap)) if value}
+    return attention(ctx, q, k, v, None, True, scale, **options)
 
 
 @lowers("aten._scaled_dot_product_flash_attention_for_cpu.default")

@@ -166,12 +166,13 @@ class Plan:
             self._linked = (base, keeps)
 
     # -- running ----------------------------------------------------------------------------
-    def run(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
-        """Run all steps; inputs and outputs are addresses of C-contiguous memory.
+    def run(self, inputs: Sequence[int], outputs: Sequence[int], state: Sequence[int] = ()) -> None:
+        """Run all steps; inputs and outputs are addresses of C-contiguous memory, state those of a streamed plan's.
 
         RunError: an operator met a value that it refuses (an index out of range).
         """
         self.compile()
+        self._point(state=state)
         self._run(self._table.rows, self._table.length, inputs, outputs, None)
 
     def run_committed(self, inputs: Sequence[int], outputs: Sequence[int], arena: Any = None) -> list[bytes]:
@@ -192,10 +193,7 @@ class Plan:
 
     def _run(self, table: Any, length: int, inputs: Sequence[int], outputs: Sequence[int], arena: Any) -> None:
         self._link_arena(_address(self._own_arena() if arena is None else arena), arena is not None)
-        for kind, addresses in (("input", inputs), ("output", outputs)):
-            for number, address in enumerate(addresses):
-                for pointer, offset in self._patches.get((kind, number), ()):
-                    _store(pointer, address + offset)
+        self._point(input=inputs, output=outputs)
         self._status[0] = 0
         try:
             cpu.run(table, length)
@@ -203,6 +201,13 @@ class Plan:
             raise DeviceError(str(error)) from None
         if self._status[0]:
             raise RunError("an index is out of range")
+
+    def _point(self, **kinds: Sequence[int]) -> None:
+        """Let the pointers to the caller's memory lead there; by kind, addresses in order."""
+        for kind, addresses in kinds.items():
+            for number, address in enumerate(addresses):
+                for pointer, offset in self._patches.get((kind, number), ()):
+                    _store(pointer, address + offset)
 
 
 class _Table:

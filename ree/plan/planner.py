@@ -15,6 +15,7 @@ from ree.plan.layout import Layout, contiguous
 from ree.plan.places import Places
 from ree.plan.plan import Plan
 from ree.plan.step import Buffer, Result, Slot, Step
+from ree.plan.stream import Stream
 from ree.plan.weights import Weights
 from ree_kernels import KernelError
 
@@ -26,11 +27,13 @@ _TASK_ELEMENTS_MIN = 2048
 class Planner:
     """Plans one static graph for one instruction set.
 
-    weights: addresses and packed forms of the graph's constants, shared between plans.
+    weights: addresses and packed forms of the graph's constants, shared between plans; stream: what makes it a
+    streamed plan.
     """
 
     graph: Graph
     weights: Weights
+    stream: Stream | None = None
     buffers: dict[int, Buffer] = field(init=False, default_factory=dict)  # owning value -> buffer
     steps: list[Step] = field(init=False, default_factory=list)
     results: list[Result] = field(init=False, default_factory=list)

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import ree_kernels.cpu as cpu
-from ree.ops.attention import weights_program
 from ree.plan.args import Args
-from ree.plan.fuse import Kernel
-from ree.plan.layout import Layout, contiguous, view
+from ree.plan.layout import Layout, view
+from ree.plan.schedule_attention import attention
+from ree.plan.schedule_experts import experts
 from ree.plan.step import Buffer, Slot, Step
+from ree.plan.weights import strided
 from ree.types import DType
 from ree_kernels.conv import Conv, pack_weights
 from ree_kernels.conv import fill as fill_conv
@@ -34,12 +35,6 @@ def space_of(shape: Sequence[int], kind: str) -> tuple[int, int]:
     """Rows and columns of a schedule's output: columns are the last axis, or channels of a convolution."""
     columns = (shape[1] if kind == "conv" else shape[-1]) if shape else 1
     return math.prod(shape) // max(1, columns), columns
-
-
-def strided(data: np.ndarray, layout: Layout) -> np.ndarray:
-    """An array seen through a layout over its elements."""
-    flat = data.reshape(-1)[layout.offset :]
-    return np.lib.stride_tricks.as_strided(flat, layout.shape, tuple(s * data.itemsize for s in layout.strides))
 
 
 # -- matmul ---------------------------------------------------------------------------
@@ -152,52 +147,6 @@ def _packed_conv(p: Planner, w: int, sizes: Conv) -> Slot:
     key = ("conv", number, layout, sizes.groups, sizes.transposed)
     index, size_bytes = p.weights.packed(key, make)
     return Slot(Buffer("packed", index, size_bytes))
-
-
-# -- attention ----------------------------------------------------------------------------
-
-
-def attention(p: Planner, value: int, epilogue: Step | None) -> list[Step]:
-    node = p.graph.node_of(value)
-    assert node is not None and epilogue is None
-    steps: list[Step] = []
-    args = Args("ree_attention_args")
-    for name, source in zip("qkv", node.inputs, strict=False):
-        layout, slot = p.layouts[source], p.pointer(source)
-        if layout.strides[3] != 1 and layout.shape[3] != 1:
-            layout, slot, copy = p.dense(source)
-            steps.append(copy)
-        args.point(**{name: slot})
-        for axis, part in enumerate(("batch", "head", "token")):
-            args.set(**{f"{name}_{part}": layout.strides[axis]})
-    batch, heads, t, d_v = p.layouts[value].shape
-    _, k_heads, s, d = p.layouts[node.inputs[1]].shape
-    out = p.layouts[value].strides
-    args.point(out=p.pointer(value))
-    args.set(out_batch=out[0], out_head=out[1], out_token=out[2], causal=int(node.attrs["causal"]))
-    args.set(batch=batch, heads=heads, k_heads=k_heads, t=t, s=s, d=d, d_v=d_v, score_row=s)
-    hook = _attention_hook(p, value)
-    args.set(hook_pointers=len(hook.kernel.layouts) if hook.kernel else 0)
-    rows = batch * heads * t
-    cut = cpu.kernels().attention_plan(rows, t, s, d_v, cpu.threads())
-    step = args.step("attention", "ree_attention", (rows, d_v), (cut.row_grain, cut.col_grain), cut.scratch_bytes)
-    step.hooks = [(hook, args.field("hook"), args.field("hook_args"))]
-    return [*steps, step]
-
-
-def _attention_hook(p: Planner, value: int) -> Step:
-    """The JIT step that turns a block of raw scores into softmax weights, in place."""
-    node = p.graph.node_of(value)
-    assert node is not None
-    batch, heads, t, _ = p.layouts[value].shape
-    space = (batch, heads, t, p.layouts[node.inputs[1]].shape[2])
-    mask = node.inputs[3] if len(node.inputs) > 3 else None
-    program = weights_program(None if mask is None else p.graph.type_of(mask).dtype, node.attrs)
-    scores = contiguous(space)
-    layouts = [scores, *([] if mask is None else [p.layouts[mask]]), scores]
-    slots = [None, *([] if mask is None else [p.pointer(mask)]), None]
-    kernel = Kernel(program, [], layouts, [space[3]], space)
-    return Step.jit("attention weights", kernel, slots, (kernel.rows, kernel.cols), (1, space[3]))
 
 
 # -- sort, scan, scatter ----------------------------------------------------------------
@@ -314,4 +263,5 @@ SCHEDULES: dict[str, Callable[[Any, int, Step | None], list[Step]]] = {
     "cummin_index": scan,
     "scatter": scatter,
     "scatter_rows": scatter,
+    "expert_matmul": experts,
 }

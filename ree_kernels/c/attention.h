@@ -5,12 +5,13 @@
 #include "abi.h"
 
 /* out[b,h,t,:] = sum_s p(s) v[b,h',s,:] / sum_s p(s), or 0 where that sum is 0; h' = h / (heads / k_heads).
- * Both folds run over s < len, len = causal ? min(s, t + 1) : s. Rows of the index space are b * heads * t
- * flattened, columns d_v; a box has all columns. Strides are in floats, the innermost stride is 1.
+ * Both folds run over s < len, len = causal ? min(s, t + 1) : s, and leave out all but the last `window` of those
+ * keys (0: none is left out). Rows of the index space are b * heads * t flattened, columns d_v; a box has all columns.
+ * Strides are in floats, the innermost stride is 1.
  *
- * p comes from `hook`: called with rows [r0, r1) and columns [0, c), it turns raw scores
- * dot(q[t], k[s]) into p in place, and writes 0 at s >= len. Its args are a ree_jit_args whose first and last
- * pointers are replaced by one to the scores: element (row, s) at pointer + row * score_row + s, score_row >= s. */
+ * p comes from `hook`: called with rows [r0, r1) and columns [c0, c1), it turns raw scores dot(q[t], k[s]) into p in
+ * place, and writes 0 at s >= len and before the window. Its args are a ree_jit_args whose first and last pointers are
+ * replaced by one to the scores: element (row, s) at pointer + row * score_row + s, score_row >= s. */
 typedef struct {
     const float *q, *k, *v;
     float *out;
@@ -19,7 +20,7 @@ typedef struct {
     int64_t v_batch, v_head, v_token;
     int64_t out_batch, out_head, out_token;
     int64_t batch, heads, k_heads, t, s, d, d_v;
-    int64_t causal;
+    int64_t causal, window;
     int64_t score_row;
     ree_kernel hook;
     const ree_jit_args *hook_args;
