@@ -23,6 +23,7 @@ SCHEDULED = {
     "sort": frozenset({DType.F32, DType.I32, DType.I64, DType.U8, DType.BOOL}),
     "scan": _NUMBERS,
     "scatter": _NUMBERS,
+    "experts": frozenset({DType.F32}),
 }
 HOSTS = frozenset({"matmul", "conv"})
 # more evaluations than this per element of a producer, and it is computed once instead
@@ -62,7 +63,7 @@ def kind_of(graph: Graph, node: Node) -> str:
     kind = operator(node.op).kind
     if kind in SCHEDULED and graph.type_of(node.inputs[0]).dtype not in SCHEDULED[kind]:
         return "any"
-    if kind == "conv" and not _is_constant(graph, node.inputs[1]):
+    if kind in ("conv", "experts") and not _is_constant(graph, node.inputs[1]):
         return "any"  # the kernel takes weights that were packed beforehand
     return kind
 
