@@ -125,7 +125,7 @@ def fill(model: torch.nn.Module, seed: int) -> None:
     little from where their class starts them, so that no scale is one and no bias is zero.
     """
     generator = torch.Generator().manual_seed(seed)
-    # gemma multiplies embeddings by a root of their width; its output matrix, the same one, would then say each token again
+    # gemma multiplies embeddings by the root of their width, and would then repeat each token: its output is tied
     spread = 1 / 16 if str(model.config.model_type).startswith("gemma") else 1 / 4
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     with torch.no_grad():
