@@ -19,7 +19,7 @@ import numpy as np
 from ree import dims, symbols
 from ree.dims import Dim
 from ree.errors import CaptureError, DTypeError, Error, UnsupportedError
-from ree.graph import Graph, check
+from ree.graph import Data, Graph, check
 from ree.lower import Lowering, T, located
 from ree.ops.spec import lowerings
 from ree.structure import TENSOR, Structure
@@ -96,11 +96,13 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     seed: int = 0,
+    data: Mapping[str, Data] | None = None,
 ) -> Captured:
     """Capture a model as a checked graph.
 
     model: nn.Module (exported in its current mode) or ExportedProgram; args, kwargs:
-    example inputs of a module; seed: of its random operators (0 .. 2^64-1). CaptureError:
+    example inputs of a module; seed: of its random operators (0 .. 2^64-1); data: numbers of parameters, by name, that
+    take the place of those in the model. CaptureError:
     torch cannot export it; UnsupportedError: an operator has no definition.
     """
     import torch
@@ -115,7 +117,7 @@ def capture(
             program = program.run_decompositions(table)
         except Exception as error:
             raise CaptureError(f"torch cannot decompose the model: {_first_line(error)}") from error
-    importer = _Importer(program)
+    importer = _Importer(program, data or {})
     importer.lowering.seed = seed
     return importer.run()
 
@@ -290,9 +292,10 @@ def _naming(node: Any, text: str) -> str:
 class _Importer(Importer):
     """Imports an ExportedProgram: parameters and buffers become constants."""
 
-    def __init__(self, program: Any) -> None:
+    def __init__(self, program: Any, data: Mapping[str, Data]) -> None:
         super().__init__()
         self.program = program
+        self.data = data
         self.weights: list[torch.Tensor] = []
 
     def run(self) -> Captured:
@@ -347,6 +350,8 @@ class _Importer(Importer):
         tensor = table[name]
         if not hasattr(tensor, "detach"):
             raise UnsupportedError(f"{name} is a {type(tensor).__name__}, not a tensor")
+        if name in self.data:
+            return self.lowering.stored(self.data[name], self.tensor_type(tensor), name)
         self.weights.append(tensor)
         return self.lowering.constant(to_numpy(tensor), from_torch_dtype(tensor.dtype), name)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ree import dims
 from ree.dims import Dim
 from ree.errors import DTypeError, Error, ShapeError, UnsupportedError
-from ree.graph import Constant, Graph, GraphInput, Node
+from ree.graph import Constant, Data, Graph, GraphInput, Node
 from ree.ops.spec import lowering, operator
 from ree.types import DType, TensorType
 
@@ -71,6 +71,11 @@ class Lowering:
         """A constant tensor; the array must be C-contiguous of the dtype's NumPy dtype."""
         type = TensorType(tuple(int(n) for n in data.shape), dtype)
         name = name or f"constant_{len(self._constants)}"
+        self._constants.append(Constant(name, type, data))
+        return self._handle("constant", len(self._constants) - 1, type)
+
+    def stored(self, data: Data, type: TensorType, name: str) -> T:
+        """A constant tensor whose numbers are read when they are needed."""
         self._constants.append(Constant(name, type, data))
         return self._handle("constant", len(self._constants) - 1, type)
 

@@ -6,12 +6,12 @@ Each gives a new graph with the same meaning; the graph is checked after every p
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ree.errors import GraphError
-from ree.graph import Constant, Graph, Node, check
+from ree.graph import Constant, Data, Graph, Node, check
 from ree.limits import FOLDED_BYTES_MAX
 from ree.ops.spec import operator
 from ree.types import DType, TensorType
@@ -201,7 +201,8 @@ def k_major(graph: Graph) -> Graph:
     for value in chosen:
         old = constants[value - len(graph.inputs)]
         turned = TensorType(old.type.shape[::-1], old.type.dtype)
-        constants[value - len(graph.inputs)] = Constant(old.name, turned, transposed(old.array()))
+        data = transposed(old.data) if isinstance(old.data, np.ndarray) else _Turned(old.data)
+        constants[value - len(graph.inputs)] = Constant(old.name, turned, data)
         number[value] = graph.first_node + len(views)
         views.append(Node("permute", (value,), {"axes": (1, 0)}, old.type))
     nodes = [*views, *(_renumbered(node, number) for node in graph.nodes)]
@@ -215,6 +216,16 @@ def _is_right_operand(graph: Graph, value: int, users: Collection[int]) -> bool:
         return False
     nodes = [graph.node_of(user) for user in users]
     return bool(nodes) and all(n is not None and n.op == "matmul" and n.inputs[0] != value for n in nodes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Turned:
+    """The transpose of a matrix that is read when it is needed."""
+
+    data: Data
+
+    def read(self) -> np.ndarray:
+        return transposed(self.data.read())
 
 
 def transposed(matrix: np.ndarray) -> np.ndarray:

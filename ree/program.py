@@ -231,7 +231,7 @@ class Program(Outline):
             return Planner(self.static(binding), self._weights).run()
 
     def streamed_plan(self, binding: tuple[int, ...], stream: Stream) -> Plan:
-        """A compiled plan of this causal program that keeps keys and values in the caller's memory (ree/plan/stream.py)."""
+        """A compiled plan of this causal program that keeps keys and values in the caller's memory."""
         import ree_kernels.cpu as cpu
         from ree.plan.planner import Planner
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from ree.errors import UnsupportedError
-from ree.graph import Graph
+from ree.graph import Data, Graph
 from ree.program import Program
 
 _EXAMPLE_TOKENS = 7
 
 
-def capture(model: Any, context: int) -> Program:
+def capture(model: Any, context: int, data: Mapping[str, Data] | None = None) -> Program:
     """The program (tokens i64[1, T], positions i64[1, T], rows i64[R]) -> logits f32[1, R, V] of a causal LM.
 
-    model: of transformers, made with ree's attention (`ree.lm.torch_model`); context: the largest T. Positions are 0 to
-    T - 1 in a run of the program itself. CaptureError, UnsupportedError: it cannot be captured, or is not causal.
+    model: of transformers, made with ree's attention (`ree.lm.torch_model`); context: the largest T; data: numbers of
+    its parameters, by name, if they are not in itself. Positions are 0 to T - 1 in a run of the program itself.
+    CaptureError, UnsupportedError: it cannot be captured, or is not causal.
     """
     import torch
 
@@ -30,7 +32,9 @@ def capture(model: Any, context: int) -> Program:
     example = (tokens, torch.arange(_EXAMPLE_TOKENS)[None], torch.tensor([2, 4, 1]))
     dynamic = torch.export.Dim.DYNAMIC
     with cpu.default_fp_state():
-        captured = ree.capture.capture(module, example, None, ({1: dynamic}, {1: dynamic}, {0: dynamic}))
+        shapes = ({1: dynamic}, {1: dynamic}, {0: dynamic})
+        named = {f"{torch_model.WRAPPED}.{name}": found for name, found in (data or {}).items()}
+        captured = ree.capture.capture(module, example, None, shapes, data=named)
         program = Program(prepare(_named(captured.graph, context)), captured.inputs, captured.outputs)
         program.watch(captured.weights)
         return program
@@ -40,4 +44,4 @@ def _named(graph: Graph, context: int) -> Graph:
     """The graph with the sizes that its two symbols may have: torch leaves out 1, which it takes for a special case."""
     if len(graph.symbols) != 2:
         raise UnsupportedError(f"the model's program depends on the sizes {list(graph.symbols)}, not on T and R")
-    return replace(graph, symbols={name: (1, context) for name in graph.symbols})
+    return replace(graph, symbols=dict.fromkeys(graph.symbols, (1, context)))

@@ -15,6 +15,7 @@ from typing import Any
 from ree.errors import CaptureError, UnsupportedError
 
 IMPLEMENTATION = "ree"
+WRAPPED = "model"  # what the prepared module calls the model in it
 _PROBED = 2  # tokens of the forward that finds out about masks
 
 

@@ -144,16 +144,17 @@ def attention(
     mask: T | None = None,
     causal: bool = False,
     scale: float | None = None,
-    **options: int | float,
+    *,
+    options: Attrs | None = None,
 ) -> T:
     """The operator for any number of leading batch axes, which become one.
 
     16-bit operands are widened and the result is rounded, as the definition has it.
     """
     if q.dtype in (DType.F16, DType.BF16):
-        wide = (ctx.cast(t, DType.F32) for t in (q, k, v))
+        wide = [ctx.cast(t, DType.F32) for t in (q, k, v)]
         mask = ctx.cast(mask, DType.F32) if mask is not None and mask.dtype is not DType.BOOL else mask
-        return ctx.cast(attention(ctx, *wide, mask, causal, scale, **options), q.dtype)
+        return ctx.cast(attention(ctx, wide[0], wide[1], wide[2], mask, causal, scale, options=options), q.dtype)
     depth = q.shape[-1]
     if isinstance(depth, Dim):
         raise ctx.unsupported("attention over a dynamic head dimension", "make it static")
@@ -172,7 +173,7 @@ def attention(
         shape = (*inputs[0].shape[:3], inputs[1].shape[2])
         inputs.append(ctx.reshape(ctx.broadcast(mask, (*lead, *shape[1:])), shape))
     factor = 1.0 / math.sqrt(max(depth, 1)) if scale is None else float(scale)
-    result = ctx.emit("attention", inputs, causal=bool(causal), scale=factor, mask=kind, **options)
+    result = ctx.emit("attention", inputs, causal=bool(causal), scale=factor, mask=kind, **(options or {}))
     return ctx.reshape(result, (*q.shape[:-1], v.shape[-1]) if not lead else (*lead, *result.shape[1:]))
 
 
@@ -202,7 +203,7 @@ def _(
 def _(ctx: Lowering, q: T, k: T, v: T, scale: float, window: int, softcap: float) -> T:
     """Attention of language models (ree/lm/torch_model.py); window and softcap stand in the graph only if there are."""
     options = {name: value for name, value in (("window", window), ("softcap", softcap)) if value}
-    return attention(ctx, q, k, v, None, True, scale, **options)
+    return attention(ctx, q, k, v, None, True, scale, options=options)
 
 
 @lowers("aten._scaled_dot_product_flash_attention_for_cpu.default")
