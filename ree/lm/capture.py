@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +13,15 @@ from ree.program import Program
 _EXAMPLE_TOKENS = 7
 
 
-def capture(model: Any, context: int, data: Mapping[str, Data] | None = None) -> Program:
+Pass = Callable[[Graph], Graph]
+
+
+def capture(model: Any, context: int, data: Mapping[str, Data] | None = None, rewrite: Pass | None = None) -> Program:
     """The program (tokens i64[1, T], positions i64[1, T], rows i64[R]) -> logits f32[1, R, V] of a causal LM.
 
     model: of transformers, made with ree's attention (`ree.lm.torch_model`); context: the largest T; data: numbers of
-    its parameters, by name, if they are not in itself. Positions are 0 to T - 1 in a run of the program itself.
+    its parameters, by name, if they are not in itself; rewrite: a last pass over the graph. Positions are 0 to T - 1 in
+    a run of the program itself.
     CaptureError, UnsupportedError: it cannot be captured, or is not causal.
     """
     import torch
@@ -35,7 +39,8 @@ def capture(model: Any, context: int, data: Mapping[str, Data] | None = None) ->
         shapes = ({1: dynamic}, {1: dynamic}, {0: dynamic})
         named = {f"{torch_model.WRAPPED}.{name}": found for name, found in (data or {}).items()}
         captured = ree.capture.capture(module, example, None, shapes, data=named)
-        program = Program(prepare(_named(captured.graph, context)), captured.inputs, captured.outputs)
+        graph = prepare(_named(captured.graph, context))
+        program = Program(rewrite(graph) if rewrite else graph, captured.inputs, captured.outputs)
         program.watch(captured.weights)
         return program
 
