@@ -63,13 +63,13 @@ class Folder:
 
     path: Path
     architecture: str
-    config: Any
+    config: Any = field(repr=False)
     vocab_size: int
     context: int
     stops: tuple[int, ...]
     defaults: Defaults
-    shards: Shards
-    chat_template: ChatTemplate | None
+    shards: Shards = field(repr=False)
+    chat_template: ChatTemplate | None = field(repr=False)
     tokenizer_id: bytes
     _tokenizer_source: tuple[bytes, Settings] = field(repr=False)
 
