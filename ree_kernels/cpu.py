@@ -54,9 +54,10 @@ class Kernels:
         self.panel_cols = int(self.lib.ree_panel_cols())
         self.tile_rows = int(self.lib.ree_tile_rows())
 
-    def matmul_plan(self, m: int, n: int, k: int, n_threads: int, packed: bool, batch: int = 1) -> MatmulPlan:
+    def matmul_plan(self, m: int, n: int, k: int, n_threads: int, packed: int, batch: int = 1) -> MatmulPlan:
         """How to cut C [batch * m, n] into boxes for this many threads; the bits do not depend on it.
 
+        packed: `ree_matmul_args.b_packed` (0: B is not packed).
         A block of C and its chunk of A fit L2; there are enough boxes that no thread waits long for another.
         """
         rows = batch * m

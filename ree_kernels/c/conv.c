@@ -82,7 +82,7 @@ static void group_block(const conv_source *s, const float *w, int64_t c0, int64_
             /* the next panel's chunk, or this chunk's successor in the first panel (a fetch may miss) */
             const float *first = w + (c0 - c0 % REE_NR) * depth;
             const float *next = end < c1 ? t.b + REE_NR * depth : first + (k0 + REE_CHUNK) * REE_NR;
-            panel_tiles(t, s->rows, end - c, next);
+            panel_tiles(t, s->rows, end - c, next, REE_NR * sizeof *next);
             c = end;
         }
     }

@@ -2,7 +2,8 @@
  *
  * Many rows: chunks of 256 k outermost, then panels of B, then register tiles of A's rows; a panel's
  * chunk stays in L1, the chunk of A streams from L2, totals wait in C. Few rows: panels outermost,
- * so that packed B is read once, front to back. A is always copied into scratch; packed B is read as it lies.
+ * so that packed B is read once, front to back. A is always copied into scratch; packed floats are read as they lie.
+ * Packed bfloat16 is widened in registers for few rows, in scratch for many, which share the work.
  */
 #include "matmul.h"
 #include "panel.h"
@@ -45,25 +46,38 @@ void ree_pack_b_box(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_
         memset(p->packed + round_up(p->n, REE_NR) * p->k, 0, REE_NR * sizeof *p->packed);
 }
 
+int64_t ree_pack_bf16_words(int64_t n, int64_t k) { return round_up(n, REE_NR) * k; }
+
+void ree_pack_bf16_box(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch)
+{
+    (void)r0, (void)r1, (void)scratch;
+    const ree_pack_bf16_args *p = args;
+    for (int64_t c = c0; c < c1; c += REE_NR)
+        pack_panel_bf16(p->packed + c * p->k, p->source + c * p->source_col, p->source_k, p->source_col, p->k,
+                        min64(c1 - c, REE_NR));
+}
+
 /* -- the parts of a product --------------------------------------------------------------- */
 
 /* Rows [r0, r1) that share one B, and columns [c0, c1). */
 typedef struct {
     const ree_matmul_args *g;
-    const float *b;
+    const float *b; /* unless packed: of this batch item */
     int64_t r0, r1, c0, c1;
     float *a_block; /* packed rows of A: one chunk, or (few rows) all chunks one after another */
-    float *b_block; /* dynamic B: one packed chunk of a panel */
+    float *b_block; /* one chunk of a panel: packed dynamic B, or widened bfloat16 */
     void *rest;     /* what is left of the scratch, for the epilogue */
 } block_t;
 
-enum { B_BLOCK = REE_NR * (REE_CHUNK + 1) };
+enum { B_BLOCK = REE_NR * (REE_CHUNK + 1), FEW_ROWS = 2 * REE_MR };
+
+static int64_t b_block_floats(int64_t b_packed) { return b_packed == REE_PACKED ? 0 : B_BLOCK; }
 
 int64_t ree_matmul_scratch_bytes(int64_t rows, int64_t k, int64_t b_packed)
 {
     const int64_t chunks = k <= REE_CHUNK ? 1 : (k + REE_CHUNK - 1) / REE_CHUNK;
-    const int64_t few = min64(rows, REE_MR) * chunks, a_rows = few > rows ? few : rows;
-    return (a_rows * TILE_A_ROW + (b_packed ? 0 : B_BLOCK)) * (int64_t)sizeof(float);
+    const int64_t few = min64(rows, FEW_ROWS) * chunks, a_rows = few > rows ? few : rows;
+    return (a_rows * TILE_A_ROW + b_block_floats(b_packed)) * (int64_t)sizeof(float);
 }
 
 /* Offset of the batch item that `row` belongs to. */
@@ -86,12 +100,27 @@ static void pack_a(const block_t *s, float *to, int64_t k0, int64_t k_count)
     }
 }
 
-/* The chunk at k0 of the panel that begins or continues at column c, packed. */
+/* Where the chunk at k0 of the panel that column c is in begins, in elements of packed B. */
+static int64_t packed_at(const block_t *s, int64_t c, int64_t k0)
+{
+    return (c - c % REE_NR) * s->g->k + k0 * REE_NR;
+}
+
+static const uint16_t *bf16_chunk(const block_t *s, int64_t c, int64_t k0)
+{
+    return (const uint16_t *)s->g->b + packed_at(s, c, k0);
+}
+
+/* The chunk at k0 of the panel that begins or continues at column c, as packed floats. */
 static const float *panel_chunk(const block_t *s, int64_t c, int64_t cols, int64_t k0, int64_t k_count)
 {
     const ree_matmul_args *g = s->g;
-    if (g->b_packed)
-        return s->b + c / REE_NR * REE_NR * g->k + k0 * REE_NR + c % REE_NR;
+    if (g->b_packed == REE_PACKED)
+        return (const float *)g->b + packed_at(s, c, k0) + c % REE_NR;
+    if (g->b_packed == REE_PACKED_BF16) {
+        widen_panel(s->b_block, bf16_chunk(s, c, k0), k_count);
+        return s->b_block + c % REE_NR;
+    }
     pack_panel(s->b_block, s->b + k0 * g->b_k + c * g->b_col, g->b_k, g->b_col, k_count, cols);
     return s->b_block;
 }
@@ -113,9 +142,21 @@ static void epilogue(const block_t *s, int64_t c0, int64_t c1)
 
 /* -- many rows ---------------------------------------------------------------------------- */
 
+/* What many rows fetch while they work on the chunk at k0 of the panel at c: that of the next panel. */
+static const void *next_chunk(const block_t *s, int64_t c, int64_t k0)
+{
+    const ree_matmul_args *g = s->g;
+    const int64_t next = c / REE_NR * REE_NR + REE_NR;
+    const int64_t at = packed_at(s, next < g->n ? next : c, k0);
+    if (g->b_packed == REE_PACKED_BF16)
+        return (const uint16_t *)g->b + at;
+    return g->b_packed ? (const float *)g->b + at : s->b_block;
+}
+
 static void chunk_of_many(const block_t *s, int64_t k0, int64_t c0, int64_t c1)
 {
     const ree_matmul_args *g = s->g;
+    const int64_t next_row = REE_NR * (g->b_packed == REE_PACKED_BF16 ? sizeof(uint16_t) : sizeof(float));
     tile_args t = {.c_row = g->c_row, .k_count = min64(g->k - k0, REE_CHUNK)};
     t.flags = tile_flags(g, k0, t.k_count);
     for (int64_t c = c0, end; c < c1; c = end) {
@@ -123,7 +164,7 @@ static void chunk_of_many(const block_t *s, int64_t k0, int64_t c0, int64_t c1)
         t.b = panel_chunk(s, c, end - c, k0, t.k_count);
         t.a = s->a_block;
         t.c = g->c + s->r0 * g->c_row + c;
-        panel_tiles(t, s->r1 - s->r0, end - c, g->b_packed && end < g->n ? t.b + g->k * REE_NR : t.b);
+        panel_tiles(t, s->r1 - s->r0, end - c, next_chunk(s, c, k0), next_row);
     }
 }
 
@@ -149,33 +190,56 @@ static void many_rows(const block_t *s)
 
 /* -- few rows ------------------------------------------------------------------------------ */
 
-/* How many whole panels the wide tile takes at column c; 0: use the tile of one panel. */
-static int64_t wide_panels(const block_t *s, int64_t c)
+/* The tile that takes `rows` rows of the block from column c on; *panels: how many it takes at once. */
+static tile_function few_tile(const block_t *s, int64_t rows, int64_t c, int64_t *panels)
 {
-    const int64_t rows = s->r1 - s->r0;
-    if (!s->g->b_packed || c % REE_NR || s->c1 - c < wide_tiles[rows].panels * REE_NR)
-        return 0;
-    return wide_tiles[rows].panels;
+    const int64_t packed = s->g->b_packed;
+    *panels = 1;
+    if (!packed || c % REE_NR)
+        return tiles[rows];
+    const int bf16 = packed == REE_PACKED_BF16;
+    if (rows <= WIDE_ROWS && s->c1 - c >= wide_tiles[rows].panels * REE_NR) {
+        *panels = wide_tiles[rows].panels;
+        return bf16 ? wide_tiles[rows].tile_bf16 : wide_tiles[rows].tile;
+    }
+    return bf16 ? far_bf16_tiles[rows] : far_tiles[rows];
+}
+
+/* Rows of the first of one or two tiles. It waits for the memory, so it has as many rows as leave the second enough
+ * chains to hide their latency. */
+static int64_t first_rows(int64_t rows)
+{
+    const int64_t half = (rows + 1) / 2, most = min64(rows - 8 / REE_NV, REE_MR);
+    return rows <= REE_MR ? rows : most < half ? half : most;
 }
 
 static void few_rows(const block_t *s)
 {
     const ree_matmul_args *g = s->g;
-    const int64_t rows = s->r1 - s->r0;
+    const int64_t rows = s->r1 - s->r0, first = first_rows(rows), second = rows - first;
     for (int64_t k0 = 0; k0 < g->k; k0 += REE_CHUNK)
         pack_a(s, s->a_block + rows * k0 / REE_CHUNK * TILE_A_ROW, k0, min64(g->k - k0, REE_CHUNK));
     tile_args t = {.c_row = g->c_row, .b_panel = g->k * REE_NR};
     for (int64_t c = s->c0, end; c < s->c1; c = end) {
-        const int64_t panels = wide_panels(s, c);
-        const tile_function tile = panels ? wide_tiles[rows].tile : tiles[rows];
-        end = panels ? c + panels * REE_NR : panel_end(s, c);
-        t.c = g->c + s->r0 * g->c_row + c;
+        int64_t panels;
+        const tile_function tile = few_tile(s, first, c, &panels);
+        const int bf16 = g->b_packed == REE_PACKED_BF16 && c % REE_NR == 0;
+        end = min64(s->c1, c / REE_NR * REE_NR + panels * REE_NR);
         for (int64_t k0 = 0; k0 == 0 || k0 < g->k; k0 += REE_CHUNK) {
             t.k_count = min64(g->k - k0, REE_CHUNK);
             t.flags = tile_flags(g, k0, t.k_count);
             t.a = s->a_block + rows * k0 / REE_CHUNK * TILE_A_ROW;
-            t.b = panel_chunk(s, c, end - c, k0, t.k_count);
+            t.c = g->c + s->r0 * g->c_row + c;
+            if (bf16)
+                t.b_bf16 = bf16_chunk(s, c, k0);
+            else
+                t.b = panel_chunk(s, c, end - c, k0, t.k_count);
             tile(&t, end - c);
+            if (second) { /* the panel's chunk is in the cache now */
+                t.a += first * TILE_A_ROW;
+                t.c += first * t.c_row;
+                (bf16 ? far_bf16_tiles : tiles)[second](&t, end - c);
+            }
         }
     }
     epilogue(s, s->c0, s->c1);
@@ -187,13 +251,13 @@ void ree_matmul(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1
 {
     const ree_matmul_args *g = args;
     block_t s = {.g = g, .c0 = c0, .c1 = c1, .b_block = scratch};
-    s.a_block = s.b_block + (g->b_packed ? 0 : B_BLOCK);
+    s.a_block = s.b_block + b_block_floats(g->b_packed);
     s.rest = (char *)scratch + ree_matmul_scratch_bytes(r1 - r0, g->k, g->b_packed);
     while (r0 < r1) {
         s.r0 = r0;
         s.r1 = g->b_packed ? r1 : min64(r1, r0 - r0 % g->m + g->m);
-        s.b = g->b_packed ? g->b : g->b + batch_offset(g, g->b_batch, r0);
-        if (s.r1 - s.r0 <= REE_MR)
+        s.b = g->b_packed ? 0 : (const float *)g->b + batch_offset(g, g->b_batch, r0);
+        if (s.r1 - s.r0 <= FEW_ROWS)
             few_rows(&s);
         else
             many_rows(&s);

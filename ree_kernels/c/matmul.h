@@ -6,13 +6,15 @@
 
 /* Rows of the index space are batch * m flattened (C[row] = c + row * c_row), columns are n.
  * Strides are in floats. A's element (row, k) of a batch item lies at a + batch offset
- * + row * a_row + k * a_k. B is packed (ree_pack_b) when b_packed is set, the same for every
- * batch item; else element (k, col) lies at b + batch offset + k * b_k + col * b_col.
+ * + row * a_row + k * a_k. B is packed, the same for every batch item, as floats
+ * (b_packed = REE_PACKED, by ree_pack_b) or as bfloat16 (REE_PACKED_BF16, by ree_pack_bf16_box), of which each element
+ * stands for the float of the same value; else b is a float array whose element (k, col) lies at b + batch offset
+ * + k * b_k + col * b_col.
  * With an epilogue, that function is called on sub-boxes once their C is complete and stores
  * the results itself; without, a NaN in C is canonical. */
 typedef struct {
     const float *a;
-    const float *b;
+    const void *b;
     float *c;
     int64_t a_row, a_k, b_k, b_col, c_row;
     int64_t m, n, k;
@@ -29,6 +31,8 @@ void ree_matmul(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1
 int64_t ree_panel_cols(void);
 int64_t ree_tile_rows(void);
 int64_t ree_vector_floats(void);
+
+enum { REE_PACKED = 1, REE_PACKED_BF16 = 2 };
 
 /* Scratch that ree_matmul needs for boxes of up to this many rows; an epilogue's own comes on top. */
 int64_t ree_matmul_scratch_bytes(int64_t rows, int64_t k, int64_t b_packed);
@@ -51,5 +55,15 @@ typedef struct {
 } ree_pack_b_args;
 
 void ree_pack_b_box(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch);
+
+/* The same for bfloat16, 16-bit words packed as 16-bit words: ree_pack_bf16_words(n, k) of them, 64-byte aligned. */
+typedef struct {
+    uint16_t *packed;
+    const uint16_t *source;
+    int64_t n, k, source_k, source_col;
+} ree_pack_bf16_args;
+
+void ree_pack_bf16_box(const void *args, int64_t r0, int64_t r1, int64_t c0, int64_t c1, void *scratch);
+int64_t ree_pack_bf16_words(int64_t n, int64_t k);
 
 #endif

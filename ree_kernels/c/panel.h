@@ -47,6 +47,52 @@ REE_INLINE void pack_panel(float *restrict panel, const float *restrict source, 
     }
 }
 
+/* The same of bfloat16, each two vectors in the order of vf_load_bf16, for 8 k and 4 columns of both vectors. */
+REE_INLINE void pack_bf16_8x4(uint16_t *restrict to, const uint16_t *restrict from, int64_t source_col)
+{
+    typedef uint16_t h8 __attribute__((vector_size(16)));
+    float words[2][16]; /* k of this half, column */
+    for (int64_t j = 0; j < 4; j++) {
+        h8 even, odd;
+        memcpy(&even, from + j * source_col, 16);
+        memcpy(&odd, from + (W + j) * source_col, 16);
+        const h8 low = __builtin_shuffle(even, odd, (h8){0, 8, 1, 9, 2, 10, 3, 11});
+        const h8 high = __builtin_shuffle(even, odd, (h8){4, 12, 5, 13, 6, 14, 7, 15});
+        memcpy(words[0] + 4 * j, &low, 16);
+        memcpy(words[1] + 4 * j, &high, 16);
+    }
+    transpose_4x4((float *)to, REE_NR / 2, words[0], 4);
+    transpose_4x4((float *)(to + 4 * REE_NR), REE_NR / 2, words[1], 4);
+}
+
+REE_INLINE void pack_panel_bf16(uint16_t *restrict panel, const uint16_t *restrict source, int64_t source_k,
+                                int64_t source_col, int64_t k_count, int64_t cols)
+{
+    int64_t k = 0;
+    if (cols == REE_NR && source_k == 1)
+        for (; k + 8 <= k_count; k += 8)
+            for (int64_t v = 0; v < REE_NR; v += 2 * W)
+                for (int64_t j = 0; j < W; j += 4)
+                    pack_bf16_8x4(panel + k * REE_NR + v + 2 * j, source + (v + j) * source_col + k, source_col);
+    for (; k < k_count; k++)
+        for (int64_t v = 0; v < REE_NR; v += 2 * W)
+            for (int64_t i = 0; i < 2 * W; i++) {
+                const int64_t j = v + i % 2 * W + i / 2;
+                panel[k * REE_NR + v + i] = j < cols ? source[k * source_k + j * source_col] : 0;
+            }
+}
+
+/* A packed panel of bfloat16 as one of floats. */
+REE_INLINE void widen_panel(float *restrict panel, const uint16_t *restrict from, int64_t k_count)
+{
+    for (int64_t at = 0; at < k_count * REE_NR; at += 2 * W) {
+        vf v[2];
+        vf_load_bf16(v, from + at);
+        vf_store(panel + at, v[0]);
+        vf_store(panel + at + W, v[1]);
+    }
+}
+
 /* row[k] = source[k * source_k]. */
 REE_INLINE void pack_row(float *restrict row, const float *restrict source, int64_t source_k, int64_t k_count)
 {

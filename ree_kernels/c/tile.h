@@ -1,35 +1,17 @@
-/* The register tiles as functions, chosen by the number of rows.
- *
- * A is copied so that its rows lie TILE_A_ROW floats apart (rows far apart share few cache sets;
- * 16 more than a chunk spreads them); B is one panel of packed B.
- */
+/* The register tiles as functions, chosen by the number of rows: one panel of packed B. */
 #ifndef REE_TILE_H
 #define REE_TILE_H
 
 #include "dot.h"
 
-enum { TILE_A_ROW = REE_CHUNK + 16 };
-
-/* One chunk: k_count <= 256 of A, of B from its row k on, into `cols` columns of C. */
-typedef struct {
-    const float *a;
-    const float *b;
-    int64_t b_panel; /* floats from panel to panel: wide tiles only */
-    float *c;
-    int64_t c_row;
-    int64_t k_count;
-    int flags; /* TILE_FIRST, TILE_CANONICAL */
-} tile_args;
-
 typedef void (*tile_function)(const tile_args *, int64_t cols);
 
-#define TILE_BODY(name, mr, nv, ahead)                                                                              \
+#define TILE_BODY(name, ...)                                                                                        \
     static __attribute__((noinline)) void name(const tile_args *t, int64_t cols)                                    \
     {                                                                                                               \
-        dot_tile(mr, nv, t->k_count, t->a, TILE_A_ROW, t->b, REE_NR, t->b_panel, ahead, t->c, t->c_row, cols,       \
-                 t->flags);                                                                                         \
+        dot_tile(t, cols, (tile_shape){__VA_ARGS__}, 0, 0);                                                         \
     }
-#define TILE(mr) TILE_BODY(tile_##mr, mr, REE_NV, 0)
+#define TILE(rows) TILE_BODY(tile_##rows, .mr = rows, .nv = REE_NV)
 
 TILE(1) TILE(2) TILE(3) TILE(4)
 #if REE_MR >= 6

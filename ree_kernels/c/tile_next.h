@@ -8,19 +8,18 @@
 
 #include "tile.h"
 
-enum { AHEAD = 8 * REE_NR }; /* rows of B fetched into the first cache before they are read */
+enum { AHEAD = 8 * REE_NR * sizeof(float) }; /* rows of B fetched into the first cache before they are read */
 
 /* next: what this tile fetches, next_step bytes per k. */
 typedef void (*tile_next_function)(const tile_args *, int64_t cols, const char *next, int64_t next_step);
 
-#define TILE_NEXT(mr)                                                                                               \
-    static __attribute__((noinline)) void tile_next_##mr(const tile_args *t, int64_t cols, const char *next,        \
+#define TILE_NEXT(rows)                                                                                               \
+    static __attribute__((noinline)) void tile_next_##rows(const tile_args *t, int64_t cols, const char *next,        \
                                                          int64_t next_step)                                         \
     {                                                                                                               \
         if (!next)                                                                                                  \
             __builtin_unreachable();                                                                                \
-        dot_tile_next(next, next_step, mr, REE_NV, t->k_count, t->a, TILE_A_ROW, t->b, REE_NR, 0, AHEAD,            \
-                      t->c, t->c_row, cols, t->flags);                                                              \
+        dot_tile(t, cols, (tile_shape){.mr = rows, .nv = REE_NV, .ahead = AHEAD}, next, next_step); \
     }
 
 TILE_NEXT(1) TILE_NEXT(2) TILE_NEXT(3) TILE_NEXT(4)
@@ -41,17 +40,19 @@ static const tile_next_function tiles_next[REE_MR + 1] = {
 #endif
 };
 
-/* One chunk of a panel: all its tiles over `rows` rows of A (TILE_A_ROW apart) and of C, while the k_count * REE_NR
- * floats at `next` are fetched. */
-static inline void panel_tiles(tile_args t, int64_t rows, int64_t cols, const float *next)
+/* One chunk of a panel: all its tiles over `rows` rows of A (TILE_A_ROW apart) and of C, while `next_row` bytes for
+ * each k are fetched from `next` on. The tiles share the rows evenly: one of a row or two would wait for its FMAs. */
+static inline void panel_tiles(tile_args t, int64_t rows, int64_t cols, const void *next, int64_t next_row)
 {
     const int64_t count = (rows + REE_MR - 1) / REE_MR;
-    const int64_t step = (REE_NR * (int64_t)sizeof(float) + count - 1) / count;
-    const char *fetch = (const char *)next;
-    for (int64_t r = 0; r < rows; r += REE_MR) {
-        tiles_next[rows - r < REE_MR ? rows - r : REE_MR](&t, cols, fetch, step);
-        t.a += REE_MR * TILE_A_ROW;
-        t.c += REE_MR * t.c_row;
+    const int64_t step = (next_row + count - 1) / count;
+    const char *fetch = next;
+    for (int64_t tile = count; tile > 0; tile--) {
+        const int64_t mr = (rows + tile - 1) / tile;
+        tiles_next[mr](&t, cols, fetch, step);
+        t.a += mr * TILE_A_ROW;
+        t.c += mr * t.c_row;
+        rows -= mr;
         fetch += t.k_count * step;
     }
 }

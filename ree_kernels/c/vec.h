@@ -167,6 +167,14 @@ REE_INLINE vu vu_load(const void *p)
     return v;
 }
 REE_INLINE void vu_store(void *p, vu v) { memcpy(p, &v, sizeof v); }
+/* Two vectors of bfloat16 that lie in turns: element 2i is lane i of v[0], element 2i + 1 is lane i of v[1]. So
+ * widening is a shift and a mask, with no move between lanes. */
+REE_INLINE void vf_load_bf16(vf v[2], const uint16_t *p)
+{
+    const vu both = vu_load(p);
+    v[0] = (vf)(both << 16);
+    v[1] = (vf)(both & 0xffff0000u);
+}
 REE_INLINE vu vu_set(uint32_t x) { return (vu){0} + x; }
 /* Each lane rotated to the right by n, a constant in 1..31. */
 REE_INLINE vu vu_rotate(vu v, const int n)
