@@ -25,7 +25,7 @@ from ree.ops.spec import operator
 from ree.types import DType, TensorType
 from ree_kernels import cpu
 from ree_kernels.cpu import Kernels
-from ree_kernels.experts import cut, pack_matrices
+from ree_kernels.experts import cut, pack_matrices, packing
 from tests import dishonest
 from tests.kernel_runs import pointer, run_boxes, run_pool, special_floats
 from tests.receipt_vectors import SIGNER
@@ -52,9 +52,14 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
 # -- the kernel -----------------------------------------------------------------------------
 
 
+def is_bf16(w: np.ndarray) -> bool:
+    return w.dtype == np.uint16
+
+
 def defined(x: np.ndarray, w: np.ndarray, expert: np.ndarray) -> np.ndarray:
     """The operator's definition, interpreted."""
-    types = [TensorType(a.shape, dtype) for a, dtype in ((x, DType.F32), (w, DType.F32), (expert, DType.I64))]
+    dtypes = (DType.F32, DType.BF16 if is_bf16(w) else DType.F32, DType.I64)
+    types = [TensorType(a.shape, dtype) for a, dtype in zip((x, w, expert), dtypes, strict=True)]
     op = operator("expert_matmul")
     out = op.infer(types, {})
     return interpret(op.program(types, out, {}), [x, w, expert], out.extents())[0]
@@ -63,13 +68,14 @@ def defined(x: np.ndarray, w: np.ndarray, expert: np.ndarray) -> np.ndarray:
 def arguments(kernels: Kernels, x: np.ndarray, w: np.ndarray, expert: np.ndarray, out: np.ndarray) -> tuple[Any, Any]:
     """The kernel's arguments, and what they point into."""
     count, n, k = w.shape
-    packed = pack_matrices(kernels, (matrix.T for matrix in w), (count, k, n))
+    packed = pack_matrices(kernels, (matrix.T for matrix in w), (count, k, n), is_bf16(w))
     status = np.zeros(1, np.int64)
     args = kernels.ffi.new("ree_experts_args *")
     args.x, args.w, args.out = (pointer(kernels, a, "float *") for a in (x, packed, out))
     args.expert, args.status = pointer(kernels, expert, "int64_t *"), pointer(kernels, status, "int64_t *")
     args.x_row, args.x_k, args.expert_step = x.strides[0] // 4, x.strides[1] // 4, expert.strides[0] // 8
     args.out_row, args.rows, args.n, args.k, args.experts = n, len(x), n, k, count
+    args.w_packed = packing(kernels, is_bf16(w))
     return args, (packed, status)
 
 
@@ -79,23 +85,28 @@ def products(kernels: Kernels, x: np.ndarray, w: np.ndarray, expert: np.ndarray,
     out = np.full((len(x), n), 7.0, np.float32)
     args, (_, status) = arguments(kernels, x, w, expert, out)
     if isinstance(rng, int):
-        rows, cols, scratch = cut(kernels, len(x), (count, k, n), rng)
+        rows, cols, scratch = cut(kernels, len(x), (count, k, n), rng, is_bf16(w))
         run_pool(kernels, "ree_experts", args, out.shape, (rows, cols), scratch, rng)
     else:
-        scratch = int(kernels.lib.ree_experts_scratch_bytes(len(x), n, k, count))
+        scratch = int(kernels.lib.ree_experts_scratch_bytes(len(x), n, k, count, packing(kernels, is_bf16(w))))
         run_boxes(kernels, "ree_experts", args, *out.shape, scratch, rng)
     return out, int(status[0])
 
 
-def case(rows: int, count: int, k: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.random.Generator]:
+def case(
+    rows: int, count: int, k: int, n: int, bf16: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.random.Generator]:
     rng = np.random.default_rng([rows, count, k, n])
     x, w = rng.standard_normal((rows, k), np.float32), rng.standard_normal((count, n, k), np.float32)
+    if bf16:
+        w = (w.view(np.uint32) >> 16).astype(np.uint16)
     return x, w, rng.integers(0, count, rows), rng
 
 
+@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("rows,count,k,n", SHAPES)
-def test_kernel(kernels: Kernels, rows: int, count: int, k: int, n: int) -> None:
-    x, w, expert, rng = case(rows, count, k, n)
+def test_kernel(kernels: Kernels, rows: int, count: int, k: int, n: int, bf16: bool) -> None:
+    x, w, expert, rng = case(rows, count, k, n, bf16)
     expected = defined(x, w, expert)
     for way in (rng, 1, 3):
         found, status = products(kernels, x, w, expert, way)
@@ -108,8 +119,9 @@ def test_kernel_with_special_values(kernels: Kernels) -> None:
     assert products(kernels, x, w, expert, rng)[0].tobytes() == defined(x, w, expert).tobytes()
 
 
-def test_kernel_reads_operands_where_they_lie(kernels: Kernels) -> None:
-    x, w, expert, rng = case(31, 3, 40, 70)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_kernel_reads_operands_where_they_lie(kernels: Kernels, bf16: bool) -> None:
+    x, w, expert, rng = case(31, 3, 40, 70, bf16)
     expected = defined(x, w, expert)
     wide = np.repeat(expert, 3)[::3]
     turned = np.ascontiguousarray(w.transpose(0, 2, 1)).transpose(0, 2, 1)

@@ -13,7 +13,7 @@ from ree.plan.args import Args
 from ree.plan.step import Buffer, Slot, Step
 from ree.plan.weights import strided
 from ree.types import DType
-from ree_kernels.experts import cut, pack_matrices
+from ree_kernels.experts import cut, pack_matrices, packing
 
 if TYPE_CHECKING:
     from ree.plan.planner import Planner
@@ -30,24 +30,26 @@ def experts(p: Planner, value: int, epilogue: Step | None) -> list[Step]:
     args.point(x=p.pointer(x), expert=p.pointer(expert), w=_packed(p, w), out=p.pointer(value))
     args.set(x_row=p.layouts[x].strides[0], x_k=p.layouts[x].strides[1])
     args.set(expert_step=p.layouts[expert].strides[0], out_row=n, rows=rows, n=n, k=k, experts=count)
-    row_grain, col_grain, scratch_bytes = cut(cpu.kernels(), rows, (count, k, n), cpu.threads())
+    bf16 = p.graph.type_of(w).dtype is DType.BF16
+    args.set(w_packed=packing(cpu.kernels(), bf16))
+    row_grain, col_grain, scratch_bytes = cut(cpu.kernels(), rows, (count, k, n), cpu.threads(), bf16)
     step = args.step(node.op, "ree_experts", (rows, n), (row_grain, col_grain), scratch_bytes)
     step.status = args.field("status")
     return [step]
 
 
 def _packed(p: Planner, w: int) -> Slot:
-    """The packed form of constant weights [E, O, I], seen through the strides of their view."""
+    """The packed form of constant weights [E, O, I], seen through the strides of their view; f16 is widened."""
     layout, dtype = p.layouts[w], p.graph.type_of(w).dtype
     number = p.base[w] - len(p.graph.inputs)
     count, n, k = layout.shape
 
     def matrices() -> Iterator[np.ndarray]:
         for matrix in strided(p.weights.array(number), layout):
-            yield (matrix if dtype is DType.F32 else scalar.widen(matrix, dtype)).T
+            yield (scalar.widen(matrix, dtype) if dtype is DType.F16 else matrix).T
 
     def make() -> np.ndarray:
-        return pack_matrices(cpu.kernels(), matrices(), (count, k, n))
+        return pack_matrices(cpu.kernels(), matrices(), (count, k, n), dtype is DType.BF16)
 
     index, size_bytes = p.weights.packed(("experts", number, layout), make)
     return Slot(Buffer("packed", index, size_bytes))

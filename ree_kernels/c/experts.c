@@ -36,10 +36,10 @@ static parts_t parts(int64_t rows, int64_t cols, int64_t k, int64_t experts)
     return p;
 }
 
-int64_t ree_experts_scratch_bytes(int64_t rows, int64_t cols, int64_t k, int64_t experts)
+int64_t ree_experts_scratch_bytes(int64_t rows, int64_t cols, int64_t k, int64_t experts, int64_t w_packed)
 {
     const parts_t p = parts(rows, cols, k, experts);
-    return p.rest + ree_matmul_scratch_bytes(p.together, k, 1);
+    return p.rest + ree_matmul_scratch_bytes(p.together, k, w_packed);
 }
 
 /* The rows at positions [p0, p1) of the block [b0, b1); ends[e]: the position behind the last row of expert e. */
@@ -70,6 +70,14 @@ static void order_rows(const ree_experts_args *g, int64_t b0, int64_t b1, int64_
     }
 }
 
+/* An expert's packed matrix from a column on at which a panel begins. */
+static const void *matrix(const ree_experts_args *g, int64_t expert, int64_t panel)
+{
+    if (g->w_packed == REE_PACKED_BF16)
+        return (const uint16_t *)g->w + expert * ree_pack_bf16_words(g->n, g->k) + panel * g->k;
+    return (const float *)g->w + expert * ree_pack_b_floats(g->n, g->k) + panel * g->k;
+}
+
 /* Rows x + list[i] * x_row, i < count, times one expert's matrix, columns [c0, c1). */
 static void product(const ree_experts_args *g, int64_t b0, const int32_t *list, int64_t count, int64_t expert,
                     int64_t c0, int64_t c1, const parts_t *p, char *scratch)
@@ -77,8 +85,8 @@ static void product(const ree_experts_args *g, int64_t b0, const int32_t *list, 
     const int64_t panel = c0 / REE_NR * REE_NR; /* column 0 of the product, so that results begin with scratch */
     const float *x = g->x + b0 * g->x_row;
     float *out = g->out + b0 * g->out_row + panel;
-    ree_matmul_args m = {.m = count, .n = g->n - panel, .k = g->k, .b_packed = 1};
-    m.b = g->w + expert * ree_pack_b_floats(g->n, g->k) + panel * g->k;
+    ree_matmul_args m = {.m = count, .n = g->n - panel, .k = g->k, .b_packed = g->w_packed};
+    m.b = matrix(g, expert, panel);
     if (count == 1) {
         m.a = x + list[0] * g->x_row;
         m.a_k = g->x_k;
