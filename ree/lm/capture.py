@@ -28,7 +28,7 @@ def capture(model: Any, context: int, data: Mapping[str, Data] | None = None, re
 
     import ree.capture
     import ree_kernels.cpu as cpu
-    from ree.lm import torch_model
+    from ree.lm import rows, torch_model
     from ree.passes import prepare
 
     module = torch_model.prepare(model, context)
@@ -40,7 +40,9 @@ def capture(model: Any, context: int, data: Mapping[str, Data] | None = None, re
         named = {f"{torch_model.WRAPPED}.{name}": found for name, found in (data or {}).items()}
         captured = ree.capture.capture(module, example, None, shapes, data=named)
         graph = prepare(_named(captured.graph, context))
-        program = Program(rewrite(graph) if rewrite else graph, captured.inputs, captured.outputs)
+        graph = rewrite(graph) if rewrite else graph
+        rows.check(graph)
+        program = Program(graph, captured.inputs, captured.outputs)
         program.watch(captured.weights)
         return program
 
