@@ -1,8 +1,8 @@
 """Text to tokens and back: tokenizer.json as the `tokenizers` package defines it, with a few settings beside it.
 
-tokenizer.json says all about encoding but, in older models, which token begins a text. So what is taken from
-tokenizer_config.json is little and named here, and no class of transformers, which rebuild tokenizers in ways that
-change from version to version, comes between. `tokenizer_id` names the whole.
+tokenizer.json says how a text is encoded, down to the token that begins it. What is taken from tokenizer_config.json
+is little and named here, and no class of transformers comes between: those rebuild tokenizers in ways that change from
+version to version. `tokenizer_id` names the whole.
 """
 
 from __future__ import annotations
@@ -41,13 +41,11 @@ class Prompt(NamedTuple):
 class Settings:
     """What tokenizer_config.json adds to tokenizer.json.
 
-    special: texts of special tokens by name ("bos_token", ...). begins, ends: whether a text gets the bos and eos
-    token; None where tokenizer.json says it. added: tokens to add where tokenizer.json has no such id.
+    special: texts of special tokens by name ("bos_token", ...); splits_special: whether those in a text are encoded as
+    any other text; added: id, text and flags of tokens to add where tokenizer.json has no such id.
     """
 
     special: Mapping[str, str] = field(default_factory=dict)
-    begins: bool | None = None
-    ends: bool | None = None
     splits_special: bool = False
     added: tuple[tuple[int, str, Mapping[str, bool]], ...] = ()
 
@@ -59,15 +57,12 @@ class Settings:
             value = config.get(name, older.get(name))
             if value is not None:
                 special[name] = _text(value, name)
-        flags = [config.get(name, None) for name in ("add_bos_token", "add_eos_token")]
-        is_said = "add_bos_token" in config or "add_eos_token" in config  # saying one says the other
-        begins, ends = (bool(flag) if is_said else None for flag in flags)
-        return cls(special, begins, ends, bool(config.get("split_special_tokens")), _added(config))
+        return cls(special, bool(config.get("split_special_tokens")), _added(config))
 
     def canonical(self) -> bytes:
         """As canonical JSON: sorted keys, no spaces, ASCII."""
         added = [[number, text, dict(flags)] for number, text, flags in self.added]
-        values = [dict(self.special), self.begins, self.ends, self.splits_special, added]
+        values = [dict(self.special), self.splits_special, added]
         return json.dumps(values, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
@@ -83,8 +78,8 @@ def tokenizer_id(data: bytes, settings: Settings) -> bytes:
 class Tokenizer:
     """A tokenizer, and the chat template of its model.
 
-    bos_id, eos_id: of the special tokens that begin and end a text, or None; special_ids: of all special tokens;
-    ids_end: one more than the largest id that encoding can give.
+    bos_id, eos_id: of the tokens that the settings name as the begin and the end of a text, or None; special_ids: of
+    all special tokens; ids_end: one more than the largest id that encoding can give.
     """
 
     def __init__(self, data: bytes, settings: Settings, template: ChatTemplate | None = None) -> None:
@@ -108,26 +103,21 @@ class Tokenizer:
             self.decoder_state: dict[str, Any] | None = (
                 None if backend.decoder is None else json.loads(backend.decoder.__getstate__())
             )
-            is_said = settings.begins is not None or backend.post_processor is None
             ids = [*backend.get_vocab(with_added_tokens=True).values(), *backend.encode("").ids]
-        self._before = [self.bos_id] if settings.begins and self.bos_id is not None else []
-        self._after = [self.eos_id] if settings.ends and self.eos_id is not None else []
-        self._post_processes = not is_said
         self.ids_end = max(ids, default=-1) + 1
         self._backend = backend
         self._special_texts = dict(settings.special)
         self.template = template
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Tokens of a text; add_special_tokens: with those that begin and end a text. Special tokens in it are found.
+        """Tokens of a text; add_special_tokens: with those that tokenizer.json puts before and after one.
 
         InputError: no text, or half a surrogate pair; LimitError: more than TEXT_BYTES_MAX bytes.
         """
         _check_text(text)
         with _contained():
-            post_processes = add_special_tokens and self._post_processes
-            ids: list[int] = self._backend.encode(text, add_special_tokens=post_processes).ids
-        return [*self._before, *ids, *self._after] if add_special_tokens else ids
+            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of tokens; ids that mean no token have none. InputError: no ids; LimitError: too many."""
