@@ -95,6 +95,13 @@ class Lowering:
         kind, position = self._handles[x.id]
         return self._nodes[position].op if kind == "node" else None
 
+    def is_constant(self, x: T) -> bool:
+        """True for a constant, or a view of one."""
+        kind, position = self._handles[x.id]
+        while kind == "node" and operator(self._nodes[position].op).kind == "view":
+            kind, position = self._handles[self._nodes[position].inputs[0]]
+        return kind == "constant"
+
     # -- helpers that most rules need -------------------------------------------------
     @property
     def out(self) -> TensorType:

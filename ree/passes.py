@@ -16,9 +16,10 @@ from ree.limits import FOLDED_BYTES_MAX
 from ree.ops.spec import operator
 from ree.types import DType, TensorType
 
-# dtypes of constants that products read as fast with k innermost: f32 is packed into panels either way, and an
-# integer sum runs along k. The kernels printed for the other floats have a column in each lane and read rows.
-_K_MAJOR = frozenset({DType.F32}) | {dtype for dtype in DType if dtype.is_int}
+# dtypes of constants that products read as fast with k innermost: what an f32 result is made of is packed into panels
+# either way, and an integer sum runs along k. The kernels printed for other floats have a column in each lane and read
+# rows.
+_INTEGERS = frozenset(dtype for dtype in DType if dtype.is_int)
 _BLOCK_ROWS = 16  # of 4 bytes: one cache line of the transposed matrix
 _BLOCK_ITEMS_MIN = 4096
 
@@ -188,7 +189,8 @@ def k_major(graph: Graph) -> Graph:
     Whoever checks an element of a product opens a column of the matrix. K-major, the column lies together, 256 f32 in
     each chunk of the matrix's BLAKE3 tree; else every k lies in a chunk of its own. The products read the same numbers
     through other strides, so no bit changes. A matrix that anything else reads, too, stays as it is: a second form
-    would take its memory twice. So do batches of matrices and floats other than f32: their products would run slower.
+    would take its memory twice. So do batches of matrices and floats that are not multiplied in f32: their products
+    would run slower.
     """
     uses = graph.uses()
     chosen = [v for v in range(len(graph.inputs), graph.first_node) if _is_right_operand(graph, v, uses[v])]
@@ -212,10 +214,18 @@ def k_major(graph: Graph) -> Graph:
 def _is_right_operand(graph: Graph, value: int, users: Collection[int]) -> bool:
     """Whether a constant is a matrix of more than one row and column that is only ever multiplied from the left."""
     type = graph.type_of(value)
-    if type.rank != 2 or min(type.extents()) < 2 or type.dtype not in _K_MAJOR or value in graph.outputs:
+    if type.rank != 2 or min(type.extents()) < 2 or value in graph.outputs:
         return False
     nodes = [graph.node_of(user) for user in users]
-    return bool(nodes) and all(n is not None and n.op == "matmul" and n.inputs[0] != value for n in nodes)
+    return bool(nodes) and all(n is not None and _multiplies(graph, n, value) for n in nodes)
+
+
+def _multiplies(graph: Graph, node: Node, value: int) -> bool:
+    """Whether a node is a product that reads this value as its second operand only, and as fast K-major."""
+    if node.op != "matmul" or node.inputs[0] == value:
+        return False
+    in_f32 = node.type.dtype is graph.type_of(node.inputs[0]).dtype is DType.F32
+    return in_f32 or graph.type_of(value).dtype in _INTEGERS
 
 
 @dataclass(frozen=True, slots=True)

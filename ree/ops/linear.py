@@ -27,21 +27,42 @@ def contract(b: Builder, n: Value, pair: Callable[[Value], tuple[Value, Value]],
     return b.fold_isum(n, term)
 
 
+_MIXED = frozenset({DType.F32, DType.BF16, DType.F16})
+_WIDENED = {"f32": _MIXED, "i32": frozenset({DType.I8})}  # attribute `out` -> dtypes that the operands may have
+
+
 def _matmul_type(ins: Sequence[TensorType], attrs: Attrs) -> TensorType:
     left, right = ins
-    if left.dtype is not right.dtype or left.dtype is DType.BOOL:
-        raise DTypeError(f"matmul of {left} and {right}")
+    dtype = _matmul_dtype(left, right, attrs)
     fits = left.rank == right.rank >= 2 and all(
         a == b or isinstance(a, Dim) or isinstance(b, Dim)
         for a, b in zip((*left.shape[:-2], left.shape[-1]), right.shape[:-1], strict=True)
     )
     if not fits:
         raise ShapeError(f"matmul of {left} and {right}")
-    return TensorType((*left.shape[:-1], right.shape[-1]), left.dtype)
+    return TensorType((*left.shape[:-1], right.shape[-1]), dtype)
+
+
+def _matmul_dtype(left: TensorType, right: TensorType, attrs: Attrs) -> DType:
+    """The operands' own dtype, or the wider one that `out` names."""
+    if "out" not in attrs:
+        if left.dtype is not right.dtype or left.dtype is DType.BOOL:
+            raise DTypeError(f"matmul of {left} and {right}: without `out` both have one dtype, and not bool")
+        return left.dtype
+    out = attrs["out"]
+    if not isinstance(out, str) or out not in _WIDENED:
+        raise DTypeError(f"matmul into {out!r}; `out` is one of {', '.join(_WIDENED)}")
+    if not {left.dtype, right.dtype} <= _WIDENED[out]:
+        allowed = ", ".join(dtype for dtype in DType if dtype in _WIDENED[out])
+        raise DTypeError(f"matmul of {left} and {right} into {out}: operands of {allowed} are defined")
+    return DType(out)
 
 
 @operator_def(
-    "matmul", kind="matmul", infer=_matmul_type, doc="out[.., m, n] = dot over k of a[.., m, k] and b[.., k, n]"
+    "matmul",
+    kind="matmul",
+    infer=_matmul_type,
+    doc="out[.., m, n] = dot over k of a[.., m, k] and b[.., k, n]; `out` f32 of f32, bf16, f16, `out` i32 of i8",
 )
 def _matmul(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs) -> Value:
     *batch, m, n = b.indices()
@@ -53,6 +74,20 @@ def _matmul(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs
 
 
 # -- lowerings ------------------------------------------------------------------------------
+
+
+def multiply(ctx: Lowering, left: T, right: T) -> T:
+    """A `matmul` node; floats of 16 bits are widened first and the result is rounded, which gives the same bits.
+
+    A constant matrix stays as it is: the kernel widens its elements as it reads them.
+    """
+    if left.dtype is not right.dtype or left.dtype not in (DType.BF16, DType.F16):
+        return ctx.emit("matmul", [left, right])
+    if right.rank == 2 and ctx.is_constant(right):
+        wide = ctx.emit("matmul", [ctx.cast(left, DType.F32), right], out=DType.F32.value)
+    else:
+        wide = ctx.emit("matmul", [ctx.cast(left, DType.F32), ctx.cast(right, DType.F32)])
+    return ctx.cast(wide, left.dtype)
 
 
 def matmul(ctx: Lowering, left: T, right: T) -> T:
@@ -69,11 +104,11 @@ def matmul(ctx: Lowering, left: T, right: T) -> T:
     right = ctx.unsqueeze(right, 1) if right.rank == 1 else right
     if right.rank == 2:  # one matrix for all rows: the batch axes are rows
         rows = ctx.reshape(left, (product(left.shape[:-1]), left.shape[-1]))
-        return ctx.reshape(ctx.emit("matmul", [rows, right]), shape)
+        return ctx.reshape(multiply(ctx, rows, right), shape)
     batch = ctx.broadcast_shape(left.shape[:-2], right.shape[:-2])
     left = ctx.broadcast(left, (*batch, *left.shape[-2:]))
     right = ctx.broadcast(right, (*batch, *right.shape[-2:]))
-    return ctx.reshape(ctx.emit("matmul", [left, right]), shape)
+    return ctx.reshape(multiply(ctx, left, right), shape)
 
 
 def add_bias(ctx: Lowering, x: T, bias: T | None) -> T:
@@ -135,7 +170,7 @@ def _(ctx: Lowering, x: T, left: T, right: T, *, beta: int | float = 1, alpha: i
     batch, rows, inner = left.shape
     wide = ctx.reshape(ctx.permute(left, (1, 0, 2)), (rows, batch * inner))
     tall = ctx.reshape(right, (batch * inner, right.shape[2]))
-    return accumulate(ctx, x, ctx.emit("matmul", [wide, tall]), beta, alpha)
+    return accumulate(ctx, x, multiply(ctx, wide, tall), beta, alpha)
 
 
 @lowers("aten.addr.default")

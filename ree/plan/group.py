@@ -12,6 +12,7 @@ from typing import Any
 from ree.element.program import Program, walk
 from ree.graph import Graph, Node
 from ree.ops.spec import operator
+from ree.plan.layout import Layout, contiguous, view
 from ree.types import DType
 
 # kind -> dtypes for which a C kernel exists; other dtypes run the kernel printed from the definition
@@ -65,16 +66,38 @@ def kind_of(graph: Graph, node: Node) -> str:
         return "any"
     if kind in ("conv", "experts") and not _is_constant(graph, node.inputs[1]):
         return "any"  # the kernel takes weights that were packed beforehand
+    if kind == "matmul" and graph.type_of(node.inputs[1]).dtype is not DType.F32:
+        return (
+            kind if _is_packable(graph, node.inputs[1]) else "any"
+        )  # floats of 16 bits are read from packed form alone
     return kind
+
+
+def _behind_views(graph: Graph, value: int) -> tuple[int, list[Node]]:
+    """The value that a chain of views begins with, and the views, first one first."""
+    views: list[Node] = []
+    node = graph.node_of(value)
+    while node is not None and operator(node.op).kind == "view":
+        views.append(node)
+        value = node.inputs[0]
+        node = graph.node_of(value)
+    return value, views[::-1]
 
 
 def _is_constant(graph: Graph, value: int) -> bool:
     """True for a constant, or a view of one."""
-    node = graph.node_of(value)
-    while node is not None and operator(node.op).kind == "view":
-        value = node.inputs[0]
-        node = graph.node_of(value)
-    return graph.constant_of(value) is not None
+    return graph.constant_of(_behind_views(graph, value)[0]) is not None
+
+
+def _is_packable(graph: Graph, value: int) -> bool:
+    """True for a constant matrix, or a constant seen as a matrix through strides."""
+    if graph.type_of(value).rank != 2 or not _is_constant(graph, value):
+        return False
+    source, views = _behind_views(graph, value)
+    layout: Layout | None = contiguous(graph.type_of(source).extents())
+    for node in views:
+        layout = layout and view(node.op, node.attrs, node.type.extents(), layout)
+    return layout is not None
 
 
 def has_folds(program: Program) -> bool:

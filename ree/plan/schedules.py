@@ -47,10 +47,11 @@ def matmul(p: Planner, value: int, epilogue: Step | None) -> list[Step]:
     m, n, k = shape[-2], shape[-1], p.layouts[a].shape[-1]
     layout_a, slot_a = p.layouts[a], p.pointer(a)
     constant = p.graph.constant_of(p.base[b])
-    packed = constant is not None and len(shape) == 2
+    packed = 0
     args = Args("ree_matmul_args")
-    if packed:
+    if constant is not None and len(shape) == 2:
         layout_b = Layout((k, n), (0, 0))
+        packed = 2 if constant.type.dtype is DType.BF16 else 1
         args.point(b=_packed_matrix(p, b))
     else:
         layout_b, slot_b = p.layouts[b], p.pointer(b)
@@ -64,7 +65,7 @@ def matmul(p: Planner, value: int, epilogue: Step | None) -> list[Step]:
         steps += [copy_a, copy_b]
         batch = _merge_batch(layout_a, layout_b)
     args.point(a=slot_a, c=p.pointer(value))
-    args.set(m=m, n=n, k=k, b_packed=int(packed), c_row=n, batch_dims=len(batch))
+    args.set(m=m, n=n, k=k, b_packed=packed, c_row=n, batch_dims=len(batch))
     args.set(a_row=layout_a.strides[-2], a_k=layout_a.strides[-1])
     args.set(b_k=layout_b.strides[-2], b_col=layout_b.strides[-1])
     args.set(batch=[x[0] for x in batch], a_batch=[x[1] for x in batch], b_batch=[x[2] for x in batch])
@@ -89,13 +90,19 @@ def _merge_batch(a: Layout, b: Layout) -> list[tuple[int, int, int]]:
 
 
 def _packed_matrix(p: Planner, b: int) -> Slot:
-    """The packed form of a constant [k, n] matrix, seen through the strides of its view."""
+    """The packed form of a constant [k, n] matrix, seen through the strides of its view.
+
+    bf16 stays as it is, its values are f32 with sixteen bits of zeros; f16 is widened.
+    """
     layout = p.layouts[b]
     number = p.base[b] - len(p.graph.inputs)
-    key = ("matmul", number, layout.shape, layout.strides, layout.offset)
+    dtype = p.graph.type_of(b).dtype
+    kind = "matmul" if dtype is DType.F32 else f"matmul_{dtype.value}"
+    key = (kind, number, layout.shape, layout.strides, layout.offset)
 
     def make() -> np.ndarray:
-        return pack_matrix(cpu.kernels(), strided(p.weights.array(number), layout))
+        source = strided(p.weights.array(number), layout)
+        return pack_matrix(cpu.kernels(), source.astype(np.float32) if dtype is DType.F16 else source)
 
     index, size_bytes = p.weights.packed(key, make)
     return Slot(Buffer("packed", index, size_bytes))
