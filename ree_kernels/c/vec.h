@@ -1,4 +1,4 @@
-/* The only file that knows an instruction set.
+/* The only file, beside vec_i8.h, that knows an instruction set.
  *
  * A `vf` holds W floats. Every operation is lane by lane and rounds once, so the width
  * never reaches a result. REE_MR x REE_NR is the register tile of the matrix product, as
