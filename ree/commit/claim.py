@@ -71,7 +71,8 @@ _OPTIONAL = {f.json for f in FIELDS if f.optional}
 _KNOWN = {"version": VERSION, "semantics": SEMANTICS}
 
 
-def _ree_version() -> str:
+def running_version() -> str:
+    """The release of ree that runs."""
     import ree
 
     return ree.__version__
@@ -93,7 +94,7 @@ class Claim:
     program_sha256: bytes | None = None  # of the program's canonical description
     output_sha256: bytes | None = None  # of the output's bytes
     issued_at: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970, UTC
-    ree_version: str = field(default_factory=_ree_version)
+    ree_version: str = field(default_factory=running_version)
     semantics: int = SEMANTICS
     version: int = VERSION
 
@@ -105,7 +106,7 @@ class Claim:
     def predicate(self) -> dict[str, Any]:
         """The claim as JSON values; absent fields are left out."""
         values = {f.json: (f.kind, getattr(self, f.name)) for f in FIELDS}
-        return {name: _to_json(kind, value) for name, (kind, value) in values.items() if value is not None}
+        return {name: to_json(kind, value) for name, (kind, value) in values.items() if value is not None}
 
     @classmethod
     def from_predicate(cls, predicate: Any) -> Claim:
@@ -113,7 +114,7 @@ class Claim:
         found = strict_json.members(predicate, _REQUIRED, _OPTIONAL, "the predicate")
         values: dict[str, Any] = {}
         for f in FIELDS:
-            values[f.name] = _from_json(f.kind, found[f.json]) if f.json in found else None
+            values[f.name] = from_json(f.kind, found[f.json]) if f.json in found else None
             if (wrong := fault(f, values[f.name])) is not None:
                 raise VerificationError(f"the predicate's {f.json} {wrong}")
         return cls(**values)
@@ -125,7 +126,7 @@ class Claim:
         for f in FIELDS:
             stated = getattr(self, f.name)
             if f.name in values and (type(stated) is not type(values[f.name]) or stated != values[f.name]):
-                raise VerificationError(f"the {f.json} is {_shown(values[f.name])}, the receipt says {_shown(stated)}")
+                raise VerificationError(f"the {f.json} is {shown(values[f.name])}, the receipt says {shown(stated)}")
 
     def open_input(self, salt: bytes, input_id: bytes) -> None:
         """VerificationError unless the claim is about this input."""
@@ -160,13 +161,14 @@ def rfc3339(seconds: int) -> str:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _to_json(kind: Kind, value: Any) -> str | int:
+def to_json(kind: Kind, value: Any) -> str | int:
+    """The value of a field in JSON."""
     if kind is Kind.DIGEST:
         return str(value.hex())
     return rfc3339(value) if kind is Kind.TIME else value
 
 
-def _from_json(kind: Kind, value: Any) -> Any:
+def from_json(kind: Kind, value: Any) -> Any:
     """The value of a field in Python; what is malformed becomes a value that `fault` refuses."""
     if kind is Kind.DIGEST:
         return bytes.fromhex(value) if type(value) is str and _HEX32.fullmatch(value) else b""
@@ -185,5 +187,6 @@ def _seconds(text: Any) -> int:
         return -1
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value as messages show it: digests in hex, and nothing at length."""
     return value.hex() if isinstance(value, bytes) else reprlib.repr(value)

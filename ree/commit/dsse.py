@@ -27,7 +27,7 @@ def pae(payload_type: str, payload: bytes) -> bytes:
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
 
 
-def seal(payload: bytes, payload_type: str, signer: Signer) -> bytes:
+def seal(payload: bytes, payload_type: str, signer: Signer, bytes_max: int = RECEIPT_BYTES_MAX) -> bytes:
     """The envelope as canonical JSON. InputError: it would be larger than any reader accepts."""
     signature = signer.sign(pae(payload_type, payload))
     if not signer.public.verifies(signature, pae(payload_type, payload)):  # a fault here could give the key away
@@ -39,22 +39,25 @@ def seal(payload: bytes, payload_type: str, signer: Signer) -> bytes:
             "signatures": [{"keyid": signer.public.id, "sig": _base64(signature)}],
         }
     )
-    if len(envelope) > RECEIPT_BYTES_MAX:
-        raise InputError(f"the envelope has {len(envelope)} bytes, more than {RECEIPT_BYTES_MAX}")
+    if len(envelope) > bytes_max:
+        raise InputError(f"the envelope has {len(envelope)} bytes, more than {bytes_max}")
     return envelope
 
 
 def unseal(
-    envelope: bytes | str | dict[str, Any], payload_type: str, trusted: Collection[PublicKey] | None
+    envelope: bytes | str | dict[str, Any],
+    payload_type: str,
+    trusted: Collection[PublicKey] | None,
+    bytes_max: int = RECEIPT_BYTES_MAX,
 ) -> tuple[bytes, PublicKey]:
     """The payload's bytes and the key that signed them: one of `trusted`, or any if that is None.
 
     VerificationError: anything else, malformed text among it. InputError: `trusted` holds no keys.
     """
-    found = strict_json.members(_parsed(envelope), _MEMBERS, set(), "the receipt")
+    found = strict_json.members(_parsed(envelope, bytes_max), _MEMBERS, set(), "the receipt")
     if found["payloadType"] != payload_type:
         raise VerificationError(f"the receipt's payloadType is not {payload_type}")
-    payload = _decoded(found["payload"], "payload")
+    payload = _decoded(found["payload"], "payload", bytes_max)
     key, signature = _signature(found["signatures"])
     if trusted is not None and key not in _keys(trusted):
         raise VerificationError(f"the receipt is signed by {key.id}, which is not trusted")
@@ -63,13 +66,13 @@ def unseal(
     return payload, key
 
 
-def _parsed(envelope: Any) -> Any:
+def _parsed(envelope: Any, bytes_max: int) -> Any:
     if type(envelope) is dict:
         return envelope
     if not isinstance(envelope, bytes | str):
         raise VerificationError("the receipt is neither text nor an object")
-    if len(envelope) > RECEIPT_BYTES_MAX:
-        raise VerificationError(f"the receipt is longer than {RECEIPT_BYTES_MAX} bytes")
+    if len(envelope) > bytes_max:
+        raise VerificationError(f"the receipt is longer than {bytes_max} bytes")
     return strict_json.parse(envelope, "the receipt")
 
 
@@ -78,7 +81,7 @@ def _signature(signatures: Any) -> tuple[PublicKey, bytes]:
     if type(signatures) is not list or len(signatures) != 1:
         raise VerificationError("the receipt has not exactly one signature")
     found = strict_json.members(signatures[0], _SIGNATURE_MEMBERS, set(), "the receipt's signature")
-    signature = _decoded(found["sig"], "signature")
+    signature = _decoded(found["sig"], "signature", RECEIPT_BYTES_MAX)
     if len(signature) != SIGNATURE_BYTES:
         raise VerificationError(f"the receipt's signature has not {SIGNATURE_BYTES} bytes")
     name = found["keyid"]
@@ -101,9 +104,9 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def _decoded(text: Any, what: str) -> bytes:
+def _decoded(text: Any, what: str, bytes_max: int) -> bytes:
     """The bytes of canonical base64: standard alphabet, padded, no spare bits."""
-    if type(text) is str and len(text) <= RECEIPT_BYTES_MAX:
+    if type(text) is str and len(text) <= bytes_max:
         try:
             data = base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError):

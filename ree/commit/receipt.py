@@ -40,7 +40,7 @@ class Receipt:
     @property
     def id(self) -> bytes:
         """BLAKE3 derive_key over the signed bytes, 32 bytes; equal for all signatures of one claim."""
-        return blake3.blake3(self.payload, derive_key_context=RECEIPT_CONTEXT).digest()
+        return id_of(self.payload)
 
 
 def make(claim: Claim, signer: Signer) -> bytes:
@@ -62,11 +62,11 @@ def verify_envelope(envelope: bytes | str | dict[str, Any], trusted_keys: Collec
     return read(envelope, trusted_keys).claim
 
 
-def load(path: str | os.PathLike[str]) -> bytes:
+def load(path: str | os.PathLike[str], bytes_max: int = RECEIPT_BYTES_MAX) -> bytes:
     """A receipt's bytes from a file, not verified. InputError: the file cannot be read."""
     try:
         with open(path, "rb") as file:
-            return file.read(RECEIPT_BYTES_MAX + 1)  # one byte too many, and `read` refuses it
+            return file.read(bytes_max + 1)  # one byte too many, and `read` refuses it
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"cannot read the receipt {path}: {getattr(error, 'strerror', None) or error}") from None
 
@@ -76,12 +76,7 @@ def statement(claim: Claim) -> dict[str, Any]:
     digests = {OUTPUT_ID_KEY: claim.output_id.hex()}
     if claim.output_sha256 is not None:
         digests["sha256"] = claim.output_sha256.hex()
-    return {
-        "_type": STATEMENT_TYPE,
-        "subject": [{"name": SUBJECT_NAME, "digest": digests}],
-        "predicateType": PREDICATE_TYPE,
-        "predicate": claim.predicate(),
-    }
+    return statement_of(PREDICATE_TYPE, claim.predicate(), SUBJECT_NAME, digests)
 
 
 def payload(claim: Claim) -> bytes:
@@ -91,14 +86,38 @@ def payload(claim: Claim) -> bytes:
 
 def _claim(signed: bytes) -> Claim:
     """The claim of signed bytes. VerificationError: they are not the statement of any, byte for byte."""
-    found = strict_json.members(strict_json.parse(signed, "the statement"), _STATEMENT_MEMBERS, set(), "the statement")
-    if found["_type"] != STATEMENT_TYPE:
-        raise VerificationError(f"the statement's _type is not {STATEMENT_TYPE}")
-    if found["predicateType"] != PREDICATE_TYPE:
-        raise VerificationError(f"the statement's predicateType is not {PREDICATE_TYPE}")
+    found = parsed(signed, PREDICATE_TYPE)
     claim = Claim.from_predicate(found["predicate"])
     if found["subject"] != statement(claim)["subject"]:
         raise VerificationError("the statement's subject is not the output of its predicate")
     if signed != payload(claim):
         raise VerificationError("the statement is not in its canonical form")
     return claim
+
+
+# -- for receipts of every kind ----------------------------------------------------------------------
+
+
+def id_of(payload: bytes) -> bytes:
+    """BLAKE3 derive_key over signed bytes, 32 bytes."""
+    return blake3.blake3(payload, derive_key_context=RECEIPT_CONTEXT).digest()
+
+
+def statement_of(kind: str, predicate: dict[str, Any], subject: str, digests: dict[str, str]) -> dict[str, Any]:
+    """An in-toto Statement as JSON values, about one subject; kind: its predicateType."""
+    return {
+        "_type": STATEMENT_TYPE,
+        "subject": [{"name": subject, "digest": digests}],
+        "predicateType": kind,
+        "predicate": predicate,
+    }
+
+
+def parsed(signed: bytes, kind: str) -> dict[str, Any]:
+    """The members of a statement, predicate and subject still to be checked. VerificationError: it is none."""
+    found = strict_json.members(strict_json.parse(signed, "the statement"), _STATEMENT_MEMBERS, set(), "the statement")
+    if found["_type"] != STATEMENT_TYPE:
+        raise VerificationError(f"the statement's _type is not {STATEMENT_TYPE}")
+    if found["predicateType"] != kind:
+        raise VerificationError(f"the statement's predicateType is not {kind}")
+    return found
