@@ -100,6 +100,7 @@ class FakeRecorder:
     def __init__(self, fail_at: int | None = None) -> None:
         self._hash = hashlib.sha256()
         self._fail_at = fail_at
+        self.salt = bytes(range(32))
         self.positions: list[int] = []
 
     def step(self, position: int, token: int, logits: np.ndarray) -> None:
@@ -168,3 +169,41 @@ class FakeSampler:
         scores -= np.log(np.exp(scores - scores.max()).sum()) + scores.max()
         best = np.argsort(-scores, kind="stable")[:count]
         return float(scores[self._last]), [(int(t), float(scores[t])) for t in best]
+
+
+@dataclass
+class FakeModel:
+    """Tokens are bytes; a chat is its messages, each behind a token that says whose it is."""
+
+    engine: FakeEngine = field(default_factory=FakeEngine)
+    name: str = "fake"
+    created: int = 1_700_000_000
+    fingerprint: str = "fp-fake"
+    ids: dict[str, str] = field(default_factory=lambda: {"program_id": "00" * 32})
+    stop_tokens: frozenset[int] = frozenset({END})
+    defaults: dict[str, Any] = field(default_factory=dict)
+    asked: list[Any] = field(default_factory=list)
+    recorder_fails_at: int | None = None
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode("utf-8"))
+
+    def chat(self, messages: Sequence[Any]) -> list[int]:
+        if messages[-1]["role"] == "assistant":
+            raise InputError("the chat template refuses these messages: the assistant has just spoken")
+        tokens = []
+        for message in messages:
+            tokens += [ASSISTANT if message["role"] == "assistant" else USER, *self.encode(message["content"])]
+        return [*tokens, ASSISTANT]
+
+    def spelled(self, token: int) -> bytes:
+        return bytes([token]) if token < BYTES else b"<%d>" % token
+
+    def text(self, prompt: Sequence[int], stops: Sequence[str]) -> FakeText:
+        if "" in stops or len(stops) > 4:
+            raise InputError("stop strings are at most 4 texts that are not empty")
+        return FakeText(stops)
+
+    def recorder(self, asked: Any) -> FakeRecorder:
+        self.asked.append(asked)
+        return FakeRecorder(self.recorder_fails_at)

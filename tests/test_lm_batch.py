@@ -145,7 +145,7 @@ def test_joined_at_random_moments_equal_to_alone(slots: int, rows_max: int) -> N
             ended = reader.end()
             assert [e.token for e in reader.drawn] == tokens
             assert (ended.reason, ended.cause) == (reason, None)
-            assert ended.receipt is not None and ended.receipt[0] == receipt
+            assert reader.ticket.job.recorder.finish(reason)[0] == receipt
             assert ended.tokens == len(tokens)
 
 
@@ -291,7 +291,7 @@ def test_cancelled_frees_the_slot() -> None:
         third.ticket.cancel()
         assert third.end().cause is Cause.CANCELLED and not third.drawn  # while it waited
         first.ticket.cancel()
-        assert first.end().cause is Cause.CANCELLED and first.end().receipt is None
+        assert first.end().cause is Cause.CANCELLED and first.end().reason is None
         assert second.end().reason == "length"
         first.ticket.cancel()  # once more is no harm
 

@@ -150,7 +150,7 @@ class Batch:
         with self._lock:
             if not self._open:
                 raise Stopping("the server is shutting down")
-            if len(self._waiting) + len(self._running) >= self._jobs_max:
+            if self.full:
                 raise Full("too many requests are waiting; try again later")
             self._idle.clear()
             self._waiting.append(ticket)
@@ -164,6 +164,11 @@ class Batch:
     @property
     def running(self) -> int:
         return len(self._running)
+
+    @property
+    def full(self) -> bool:
+        """True while no more can wait."""
+        return len(self._waiting) + len(self._running) >= self._jobs_max
 
     @property
     def healthy(self) -> bool:
@@ -238,7 +243,7 @@ class Batch:
             for ticket in gone:
                 self._waiting.remove(ticket)
         for ticket in gone:
-            self._tell_end(ticket, None, _left(ticket))
+            self._tell_end(ticket, _left(ticket))
         for sequence in list(self._running):
             ticket = sequence.ticket
             if not ticket.full:
@@ -300,7 +305,6 @@ class Batch:
         """The next token of a generation, and its end if it is the last; an error ends this generation only."""
         try:
             event, reason = self._next(sequence, logits)
-            receipt = None if reason is None else sequence.ticket.job.recorder.finish(reason)
         except Exception as error:
             self._watch.fault("request", error)
             self._end(sequence, Cause.REQUEST)
@@ -310,7 +314,7 @@ class Batch:
             self._watch.first_token(sequence.first_token_s)
         sequence.ticket.put(event)
         if reason is not None:
-            self._end(sequence, None, reason, receipt)
+            self._end(sequence, None, reason)
 
     def _next(self, sequence: _Sequence, logits: np.ndarray) -> tuple[Drawn, str | None]:
         """Draw a token: its event, and the reason to end if there is one."""
@@ -330,13 +334,7 @@ class Batch:
 
     # -- ends -----------------------------------------------------------------------------------------
 
-    def _end(
-        self,
-        sequence: _Sequence,
-        cause: Cause | None,
-        reason: str | None = None,
-        receipt: tuple[str, bytes] | None = None,
-    ) -> None:
+    def _end(self, sequence: _Sequence, cause: Cause | None, reason: str | None = None) -> None:
         """Free the slot of a generation and tell its owner."""
         with self._lock:
             self._running.remove(sequence)
@@ -344,21 +342,16 @@ class Batch:
             self._engine.close(sequence.slot)
         except Exception as error:  # the slot is lost; the others go on
             self._watch.fault("engine", error)
-        self._tell_end(sequence.ticket, reason, cause, receipt, sequence)
+        self._tell_end(sequence.ticket, cause, reason, sequence)
 
     def _tell_end(
-        self,
-        ticket: Ticket,
-        reason: str | None,
-        cause: Cause | None,
-        receipt: tuple[str, bytes] | None = None,
-        sequence: _Sequence | None = None,
+        self, ticket: Ticket, cause: Cause | None, reason: str | None = None, sequence: _Sequence | None = None
     ) -> None:
         total_s = time.monotonic() - ticket.came_s
         drawn, slot_s, first_s = (0, None, None)
         if sequence is not None:
             drawn, slot_s, first_s = sequence.drawn, sequence.slot_s, sequence.first_token_s
-        ticket.put(Ended(reason, cause, receipt, drawn, slot_s, first_s, total_s))
+        ticket.put(Ended(reason, cause, drawn, slot_s, first_s, total_s))
         with self._lock:
             if not self._running and not self._waiting:
                 self._idle.set()
@@ -377,7 +370,7 @@ class Batch:
             waiting = list(self._waiting)
             self._waiting.clear()
         for ticket in waiting:
-            self._tell_end(ticket, None, Cause.STOPPING)
+            self._tell_end(ticket, Cause.STOPPING)
 
     def _nearest_deadline_s(self) -> float | None:
         """Seconds until something may have to be ended though nobody calls; None if there is nothing."""

@@ -48,7 +48,9 @@ class Spells(Protocol):
 
 
 class Records(Protocol):
-    """Collects what a receipt states about a generation."""
+    """Collects what a receipt states about a generation. The scheduler's thread calls `step`; whoever reads the
+    events calls `finish`, after the last of them, for signing takes time that others should not wait for.
+    """
 
     def step(self, position: int, token: int, logits: np.ndarray) -> None:
         """One drawn token, its index in the sequence, and the logits float32 [vocab] that it was drawn from."""
@@ -105,14 +107,13 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The last event. reason: "stop" or "length" of a complete generation, which has a receipt; else there is a cause.
+    """The last event. reason: "stop" or "length" of a generation that is complete; of another there is a cause.
 
     Seconds count from when the job came: until it had a slot, until its first token, until now.
     """
 
     reason: str | None
     cause: Cause | None
-    receipt: tuple[str, bytes] | None
     tokens: int
     slot_s: float | None
     first_token_s: float | None

@@ -1,0 +1,178 @@
+"""The server without HTTP: a model, the scheduler, the store of receipts; from a request's body to a job."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ree.errors import InputError, LimitError
+from ree.limits import GENERATED_TOKENS_MAX
+from ree.lm.batch import Batch
+from ree.lm.sample import Sampler, Sampling
+from ree.lm.serve import schema
+from ree.lm.serve.answers import Answer, ChatAnswer, CompletionAnswer, Head
+from ree.lm.serve.log import Log
+from ree.lm.serve.members import document
+from ree.lm.serve.metrics import Metrics
+from ree.lm.serve.model import Asked, Model
+from ree.lm.serve.refusal import ApiError, invalid
+from ree.lm.serve.store import Store
+from ree.lm.ticket import Job
+
+T = TypeVar("T")
+
+TIMEOUT_S = 600.0
+STALL_S = 20.0
+SEED_BITS = 53  # of a seed that the server chooses: every JSON reader knows such integers
+PREPARERS = 2  # threads that read bodies and make tokens
+
+_READERS = {"completion": schema.completion, "chat": schema.chat}
+_ANSWERS: dict[str, tuple[str, Callable[..., Answer]]] = {
+    "completion": ("cmpl-", CompletionAnswer),
+    "chat": ("chatcmpl-", ChatAnswer),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request that can run; ours: members of the answer that are no part of OpenAI's API."""
+
+    wanted: schema.Wanted
+    job: Job
+    answer: Answer
+    ours: dict[str, Any]
+
+
+class Service:
+    """Joins model, scheduler and store. `close` it after the scheduler has stopped.
+
+    timeout_s: for a request, from its arrival to its last token; stall_s: how long a client may keep the server waiting
+    for him to read.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        store: Store,
+        log: Log,
+        waiting_max: int = 256,
+        timeout_s: float = TIMEOUT_S,
+        stall_s: float = STALL_S,
+        rows_max: int | None = None,
+    ) -> None:
+        self.model, self.store, self.log = model, store, log
+        self.timeout_s, self.stall_s = timeout_s, stall_s
+        self.metrics = Metrics(log.fault)
+        self.batch = Batch(model.engine, waiting_max, stall_s, rows_max, self.metrics)
+        self._preparers = ThreadPoolExecutor(PREPARERS, "ree-prepare")
+        self._storing = ThreadPoolExecutor(1, "ree-store")
+
+    def close(self) -> None:
+        """End the threads and close the store; what is being written is written."""
+        self._preparers.shutdown(cancel_futures=True)
+        self._storing.shutdown()
+        self.store.close()
+
+    async def prepare(self, kind: str, body: bytes) -> Prepared:
+        """Read a body of a kind, "completion" or "chat", beside the event loop. ApiError: it is refused."""
+        return await asyncio.get_running_loop().run_in_executor(self._preparers, self._prepare, kind, body)
+
+    async def keep(self, prepared: Prepared, reason: str) -> str:
+        """Make and store the receipt of a generation, beside the event loop; its id. ApiError 500: it cannot be."""
+
+        def work() -> str:
+            id, envelope = prepared.job.recorder.finish(reason)
+            self.store.put(id, envelope)
+            return id
+
+        try:
+            id = await self._stored(work)
+        except Exception as error:
+            self.metrics.fault("receipt", error)
+            raise ApiError(500, "there is no receipt of this answer", code="receipt_failed") from None
+        self.metrics.receipt()
+        return id
+
+    async def kept(self, id: str) -> bytes | None:
+        """The envelope of a receipt, None if there is none."""
+        return await self._stored(lambda: self.store.get(id))
+
+    async def _stored(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._storing, work)
+
+    def known(self, name: str) -> None:
+        """ApiError 404: that model is not served here."""
+        if name != self.model.name:
+            raise ApiError(404, f"the model {name[:200]!a} is not served here", "model", "model_not_found")
+
+    def _prepare(self, kind: str, body: bytes) -> Prepared:
+        wanted = _READERS[kind](document(body))
+        self.known(wanted.model)
+        prompt = self._prompt(wanted)
+        tokens_max = self._tokens_max(wanted, len(prompt))
+        try:
+            sampling = self._sampling(wanted)
+            sampler = Sampler(self.model.engine.vocab_size, sampling, prompt)
+        except (InputError, LimitError) as error:
+            raise invalid(str(error), _named(str(error)), "invalid_value") from None
+        try:
+            text = self.model.text(prompt, wanted.stops)
+        except (InputError, LimitError) as error:
+            raise invalid(str(error), "stop", "invalid_value") from None
+        recorder = self.model.recorder(Asked(prompt, kind == "chat", sampling, tokens_max, wanted.stops, wanted.nonce))
+        stop_tokens = self.model.stop_tokens
+        job = Job(prompt, tokens_max, sampler, text, recorder, stop_tokens, wanted.logprobs, self.timeout_s)
+        prefix, answer = _ANSWERS[kind]
+        name = prefix + secrets.token_hex(12)
+        head = Head(name, int(time.time()), self.model.name, self.model.fingerprint)
+        made = answer(head, self.model.spelled, wanted.logprobs is not None)
+        return Prepared(wanted, job, made, {"ree_seed": sampling.seed, "ree_salt": recorder.salt.hex()})
+
+    def _prompt(self, wanted: schema.Wanted) -> list[int]:
+        """The tokens of the prompt, in the vocabulary."""
+        part = "messages" if wanted.prompt is None else "prompt"
+        try:
+            if wanted.prompt is None:
+                prompt = self.model.chat(wanted.messages)
+            elif isinstance(wanted.prompt, str):
+                prompt = self.model.encode(wanted.prompt)
+            else:
+                prompt = list(wanted.prompt)
+        except (InputError, LimitError) as error:
+            raise invalid(str(error), part) from None
+        vocab_size = self.model.engine.vocab_size
+        if not all(0 <= token < vocab_size for token in prompt):
+            raise invalid(f"tokens are integers from 0 to {vocab_size - 1}", part)
+        if not prompt:
+            raise invalid("the prompt has no tokens", part)
+        return prompt
+
+    def _tokens_max(self, wanted: schema.Wanted, prompt_tokens: int) -> int:
+        """How many tokens may be drawn: as many as were asked for, which the context must take."""
+        room = self.model.engine.context - prompt_tokens
+        if room < (wanted.tokens_max or 1):
+            raise invalid(
+                f"the context takes {self.model.engine.context} tokens; the prompt has {prompt_tokens}, "
+                f"and {wanted.tokens_max or 'at least 1'} are to follow",
+                "messages" if wanted.prompt is None else "prompt",
+                "context_length_exceeded",
+            )
+        return wanted.tokens_max or min(room, GENERATED_TOKENS_MAX)
+
+    def _sampling(self, wanted: schema.Wanted) -> Sampling:
+        """What was asked for over the model's defaults; a seed of ours if none was named and one matters."""
+        named: dict[str, Any] = {**self.model.defaults, **wanted.sampling}
+        draws = named.get("temperature", 0) != 0
+        seed = wanted.seed if wanted.seed is not None else secrets.randbits(SEED_BITS) if draws else 0
+        return Sampling(**named, seed=seed)
+
+
+def _named(message: str) -> str | None:
+    """The parameter that an error of `Sampling` begins with."""
+    word = message.split(" ", 1)[0]
+    return word if word.isidentifier() and word in Sampling.__dataclass_fields__ else None
