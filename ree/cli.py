@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from ree import cli_dispute, cli_proof, cli_receipt
+from ree import cli_dispute, cli_generate, cli_proof, cli_receipt
 from ree.errors import Error, InputError, VerificationError
 
 FAILED, BAD = 1, 2
@@ -153,16 +153,27 @@ def run(
 
 @app.command()
 def verify(
-    receipt: Annotated[Path, typer.Argument(help="A receipt, as `ree run --receipt` writes it.")],
-    file: Annotated[Path, typer.Argument(help="The .ree file that it is about.")],
-    inputs: Annotated[Path, typer.Option("--input", "-i", help="safetensors file; keys are the input names.")],
+    receipt: Annotated[Path, typer.Argument(help="A receipt, as `ree run` or `ree generate` writes it.")],
+    file: Annotated[Path | None, typer.Argument(help="The .ree file that it is about.")] = None,
+    inputs: Annotated[
+        Path | None, typer.Option("--input", "-i", help="safetensors file; keys are the input names.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option("--model", "-m", help="The model folder of a generation.")] = None,
+    prompt: cli_generate.Prompt = None,
+    prompt_file: cli_generate.PromptFile = None,
+    dtype: cli_generate.Dtype = None,
+    step: Annotated[int | None, typer.Option(min=0, help="Of a generation only this token, from 0.")] = None,
     key: Annotated[list[str] | None, typer.Option(help="Public key (hex or PEM) whose receipts count.")] = None,
     salt: Annotated[Path | None, typer.Option(help="File with the salt of the commitment to the input.")] = None,
     nonce: Annotated[str | None, typer.Option(help="The nonce that the receipt must carry, 64 hex digits.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; the result does not depend on them.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Verify a receipt by running the program again: exit code 0 if it holds, 1 if it does not."""
+    """Verify a receipt: exit code 0 if it holds, 1 if it does not.
+
+    Of a run, by running the program again: RECEIPT FILE.ree --input FILE. Of a generation, by one pass over its prompt
+    and tokens: RECEIPT --model FOLDER --prompt TEXT.
+    """
     import ree
     from ree import signing, tensors
     from ree.commit import receipt as receipts
@@ -170,18 +181,26 @@ def verify(
 
     if threads is not None:
         ree.threads(threads)
+    if model is not None:
+        if file is not None or inputs is not None:
+            raise InputError("a receipt is of a run (FILE.ree --input FILE) or of a generation (--model), not of both")
+        found = cli_generate.verify(receipt, model, prompt, prompt_file, key, salt, nonce, dtype, step)
+        _print(found[0], as_json, found[1])
+        return
+    if file is None or inputs is None or (prompt, prompt_file, dtype, step) != (None,) * 4:
+        raise InputError("RECEIPT FILE.ree --input FILE verifies a run, RECEIPT --model FOLDER --prompt a generation")
     envelope, keys, opening = receipts.load(receipt), signing.trusted(key), signing.read_salt(salt)
     receipts.read(envelope, keys)  # a receipt that is no good needs no program
     program = ree.load(file)
     given = tensors.program_inputs(program, tensors.read(inputs))
     expected = None if nonce is None else signing.digest(nonce, "--nonce")
-    found = rerun.verify(envelope, program, given, opening, keys, expected)
-    result = signing.describe(found) | {"verified": "by running the program again"}
+    verified = rerun.verify(envelope, program, given, opening, keys, expected)
+    result = signing.describe(verified) | {"verified": "by running the program again"}
     held = "; anyone may have signed it: name the key that you trust with --key" if keys is None else ""
-    unseen = signing.unseen(found)
+    unseen = signing.unseen(verified)
     held += f"; not looked at: {', '.join(unseen)}" if unseen else ""
     result["unseen"] = unseen
-    _print(result, as_json, f"the receipt holds: a run here gave the same bits; signed by {found.signer.id}{held}")
+    _print(result, as_json, f"the receipt holds: a run here gave the same bits; signed by {verified.signer.id}{held}")
 
 
 @app.command()
@@ -313,6 +332,7 @@ def _print(result: dict[str, Any], as_json: bool, text: str = "") -> None:
 cli_receipt.add_to(app)
 cli_proof.add_to(app)
 cli_dispute.add_to(app)
+cli_generate.add_to(app)
 
 
 def main(arguments: list[str] | None = None) -> None:

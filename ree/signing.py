@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ree import atomic
-from ree.commit.keys import PublicKey, Signer
+from ree.commit.keys import PublicKey, Signer, generate
 from ree.commit.receipt import Receipt, read
 from ree.commit.trace import Trace
 from ree.errors import InputError
@@ -38,15 +40,39 @@ class Signing:
         """Write the receipt, and beside it the salt that opens its commitment to the input, which only you may read."""
         envelope = trace.receipt(self.signer, nonce=self.nonce)
         assert trace.input_salt is not None
-        salt = self.receipt.with_name(self.receipt.name + SALT_SUFFIX)
-        try:  # both are complete before either takes its place, so that no receipt is left with another's salt
-            with atomic.replacing(salt, 0o600) as secret, atomic.replacing(self.receipt) as file:
-                secret.write(trace.input_salt.hex().encode() + b"\n")
-                file.write(envelope + b"\n")
-                secret.flush()
-        except OSError as error:
-            raise InputError(f"cannot write {self.receipt} and its salt: {error.strerror}") from None
+        salt = write_with_salt(self.receipt, envelope, trace.input_salt)
         return {"receipt_id": read(envelope).id.hex(), "signer": self.signer.public.id, "salt": str(salt)}
+
+
+def write_with_salt(path: Path, envelope: bytes, salt: bytes) -> Path:
+    """Write a receipt, and beside it the salt that opens a commitment of it, which only you may read; the salt's file.
+
+    InputError: they cannot be written.
+    """
+    beside = path.with_name(path.name + SALT_SUFFIX)
+    try:  # both are complete before either takes its place, so that no receipt is left with another's salt
+        with atomic.replacing(beside, 0o600) as secret, atomic.replacing(path) as file:
+            secret.write(salt.hex().encode() + b"\n")
+            file.write(envelope + b"\n")
+            secret.flush()
+    except OSError as error:
+        raise InputError(f"cannot write {path} and its salt: {error.strerror}") from None
+    return beside
+
+
+def signer_or_own(path: Path | None) -> Signer:
+    """The key in a file; without one, the user's own, made when it is first needed.
+
+    It lies in REE_KEY, or `ree/key.pem` in the user's data directory. InputError: it cannot be read or made.
+    """
+    if path is None:
+        data = Path(os.environ.get("XDG_DATA_HOME", "") or Path.home() / ".local" / "share")
+        path = Path(os.environ.get("REE_KEY", "") or data / "ree" / "key.pem")
+        if not path.exists():
+            with contextlib.suppress(OSError):  # what cannot be made cannot be read, and that says why
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            generate(path)
+    return Signer.load(path)
 
 
 def describe(receipt: Receipt) -> dict[str, Any]:

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING
 
 from ree.errors import InputError
 from ree.lm.engine import Engine, Row
+from ree.lm.generation import LENGTH, STOP
 from ree.lm.sample import Sampler, Sampling
-from ree.lm.text import Detokeniser, StopStrings
+from ree.lm.spelling import Spelling
 
 if TYPE_CHECKING:
     import numpy as np
 
     from ree.lm.ticket import Records
     from ree.lm.tokenizer import Tokenizer
-
-STOP, LENGTH = "stop", "length"  # why a generation ends: a stop token or string; the number of tokens
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,14 @@ def generate(
     """
     _check(engine, wanted)
     sampler = Sampler(engine.vocab_size, wanted.sampling, list(wanted.prompt))
-    text = _Text(tokenizer, wanted.stops, on_text)
+    speller = Spelling(tokenizer, wanted.prompt, wanted.stops)
+    parts: list[str] = []
+
+    def give(text: str) -> None:
+        if text:
+            parts.append(text)
+            on_text(text)
+
     slot = engine.open()
     try:
         start = time.perf_counter()
@@ -80,7 +86,9 @@ def generate(
             tokens.append(token)
             if records is not None:
                 records.step(position, token, logits)
-            if token in wanted.stop_tokens or text.push(token):
+            if token not in wanted.stop_tokens:
+                give(speller.push(token))
+            if token in wanted.stop_tokens or speller.stopped:
                 reason = STOP
             elif len(tokens) == wanted.max_new_tokens:
                 reason = LENGTH
@@ -89,8 +97,8 @@ def generate(
         decoded = time.perf_counter()
     finally:
         engine.close(slot)
-    text.finish()
-    return Generated(tokens, "".join(text.parts), reason, prefilled - start, decoded - prefilled)
+    give(speller.finish())
+    return Generated(tokens, "".join(parts), reason, prefilled - start, decoded - prefilled)
 
 
 def _check(engine: Engine, wanted: Wanted) -> None:
@@ -114,31 +122,3 @@ def _prefill(engine: Engine, slot: int, prompt: Sequence[int], on_prompt: Callab
         logits = engine.step([Row(prompt[n], n, slot, n == last) for n in range(start, end)])
         on_prompt(end)
     return logits[0]
-
-
-class _Text:
-    """Text as it becomes certain, up to a stop string."""
-
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], on_text: Callable[[str], None]) -> None:
-        self._tokens, self._stops, self._on_text = Detokeniser(tokenizer), StopStrings(stops), on_text
-        self.parts: list[str] = []
-        self._stopped = False
-
-    def push(self, token: int) -> bool:
-        """Whether a stop string has come with this token."""
-        text, self._stopped = self._stops.push(self._tokens.push(token))
-        self._give(text)
-        return self._stopped
-
-    def finish(self) -> None:
-        """The rest: of a character that was not complete, and of what could have become a stop string."""
-        if not self._stopped:
-            text, self._stopped = self._stops.push(self._tokens.finish())
-            self._give(text)
-        if not self._stopped:
-            self._give(self._stops.finish())
-
-    def _give(self, text: str) -> None:
-        if text:
-            self.parts.append(text)
-            self._on_text(text)

@@ -13,6 +13,8 @@ from ree.limits import STEP_ROWS_MAX
 from ree.lm import capture, quantise, weights
 from ree.lm.engine import Engine
 from ree.lm.folder import Folder
+from ree.lm.generation import Binding
+from ree.lm.spelling import Spelling
 from ree.program import Program
 
 FP32, BF16, INT8 = "fp32", "bf16", "int8"
@@ -82,9 +84,14 @@ class LanguageModel:
     def context(self) -> int:
         return self.folder.context
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens."""
-        return self.folder.tokenizer.decode(tokens)
+    def text(self, prompt_tokens: Sequence[int], stop_strings: Sequence[str]) -> Spelling:
+        """What spells the text after a prompt."""
+        return Spelling(self.folder.tokenizer, prompt_tokens, stop_strings)
+
+    def binding(self, templated: bool) -> Binding:
+        """What a receipt states of the model; templated: the prompt was made by the chat template."""
+        template = self.chat_template_id if templated else None
+        return Binding(self.program_id, self.weights_id, self.tokenizer_id, template)
 
 
 def _is_bf16(folder: Folder) -> bool:

@@ -19,6 +19,7 @@ from ree.types import DType
 _NUMBERS = frozenset({DType.F32, DType.I32, DType.I64})
 SCHEDULED = {
     "matmul": frozenset({DType.F32}),
+    "matmul_i8": frozenset({DType.I8}),
     "conv": frozenset({DType.F32}),
     "attention": frozenset({DType.F32}),
     "sort": frozenset({DType.F32, DType.I32, DType.I64, DType.U8, DType.BOOL}),
@@ -60,16 +61,21 @@ def node_program(graph: Graph, value: int, known: dict[Any, Program]) -> Program
 
 
 def kind_of(graph: Graph, node: Node) -> str:
-    """The operator's kind; "any" where its schedule has no kernel for these operands."""
+    """The operator's kind; "any" where its schedule has no kernel for these operands.
+
+    Exact products of bytes are a kind of their own, which hosts nothing: a trace has their sums, so that these can be
+    checked without computing them again.
+    """
     kind = operator(node.op).kind
+    if kind == "matmul" and node.attrs.get("out") == DType.I32:
+        kind = "matmul_i8"
     if kind in SCHEDULED and graph.type_of(node.inputs[0]).dtype not in SCHEDULED[kind]:
         return "any"
     if kind in ("conv", "experts") and not _is_constant(graph, node.inputs[1]):
         return "any"  # the kernel takes weights that were packed beforehand
-    if kind == "matmul" and graph.type_of(node.inputs[1]).dtype is not DType.F32:
-        return (
-            kind if _is_packable(graph, node.inputs[1]) else "any"
-        )  # floats of 16 bits are read from packed form alone
+    if kind in ("matmul", "matmul_i8") and graph.type_of(node.inputs[1]).dtype is not DType.F32:
+        # bytes and floats of 16 bits are read from packed form alone
+        return kind if _is_packable(graph, node.inputs[1]) else "any"
     return kind
 
 

@@ -23,6 +23,7 @@ from ree.types import DType
 from ree_kernels.conv import Conv, pack_weights
 from ree_kernels.conv import fill as fill_conv
 from ree_kernels.conv import schedule as schedule_conv
+from ree_kernels.matmul_i8 import matmul_i8_plan, pack_matrix_i8
 from ree_kernels.pack import pack_matrix
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ def space_of(shape: Sequence[int], kind: str) -> tuple[int, int]:
 
 def matmul(p: Planner, value: int, epilogue: Step | None) -> list[Step]:
     a, b = p.graph.node_of(value).inputs  # type: ignore[union-attr]
+    if p.kinds[value] == "matmul_i8":
+        return _matmul_i8(p, value, a, b)
     steps: list[Step] = []
     shape = p.layouts[value].shape
     m, n, k = shape[-2], shape[-1], p.layouts[a].shape[-1]
@@ -75,6 +78,20 @@ def matmul(p: Planner, value: int, epilogue: Step | None) -> list[Step]:
     return [*steps, args.host(step, epilogue)]
 
 
+def _matmul_i8(p: Planner, value: int, a: int, b: int) -> list[Step]:
+    (m, n), k = p.layouts[value].shape, p.layouts[a].shape[-1]
+    layout, slot, copies = p.layouts[a], p.pointer(a), []
+    if layout.strides[1] != 1 and k != 1:
+        layout, slot, copy = p.dense(a)
+        copies.append(copy)
+    args = Args("ree_matmul_i8_args")
+    args.point(a=slot, b=_packed_matrix(p, b), c=p.pointer(value))
+    args.set(a_row=layout.strides[0], c_row=n, m=m, n=n, k=k)
+    plan = matmul_i8_plan(cpu.kernels(), m, n, k, cpu.threads())
+    step = args.step("matmul", "ree_matmul_i8", (m, n), (plan.row_grain, plan.col_grain), plan.scratch_bytes)
+    return [*copies, step]
+
+
 def _merge_batch(a: Layout, b: Layout) -> list[tuple[int, int, int]]:
     """Batch axes (extent, stride in a, stride in b), merged where both walk evenly."""
     merged: list[tuple[int, int, int]] = []
@@ -102,6 +119,8 @@ def _packed_matrix(p: Planner, b: int) -> Slot:
 
     def make() -> np.ndarray:
         source = strided(p.weights.array(number), layout)
+        if dtype is DType.I8:
+            return pack_matrix_i8(cpu.kernels(), source)
         return pack_matrix(cpu.kernels(), source.astype(np.float32) if dtype is DType.F16 else source)
 
     index, size_bytes = p.weights.packed(key, make)

@@ -1,0 +1,267 @@
+"""`ree generate`, and what `ree verify --model` does: a language model's text with a receipt, checked by one pass."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ree.errors import InputError
+
+if TYPE_CHECKING:
+    from ree.lm.generate import Generated, Wanted
+    from ree.lm.generation import Recorder
+    from ree.lm.model import LanguageModel
+    from ree.lm.sample import Sampling
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Folder = Annotated[Path, typer.Option("--model", "-m", help="A Hugging Face model folder.")]
+Prompt = Annotated[str | None, typer.Option(help="The prompt.")]
+PromptFile = Annotated[Path | None, typer.Option(help="A file with the prompt; - reads standard input.")]
+Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or int8; the folder's own if not given.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads; the result does not depend on them.")]
+PROMPT_BYTES_MAX = 16 << 20
+
+
+def add_to(root: typer.Typer) -> None:
+    """Hang the command into the command line."""
+    root.command("generate")(generate)
+
+
+def generate(
+    model: Folder,
+    prompt: Prompt = None,
+    prompt_file: PromptFile = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put the prompt as a user's message to the template.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate at most.")] = 64,
+    temperature: Annotated[float | None, typer.Option(help="0: always the likeliest token.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep the likeliest tokens up to this probability.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep so many of the likeliest tokens; 0: all.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Keep tokens at least so likely, next to the likeliest.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Divide the logits of tokens seen before.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the random numbers, 64 bits.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="A text that ends the generation; may be repeated.")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the model's end tokens.")] = False,
+    dtype: Dtype = None,
+    context: Annotated[int | None, typer.Option(min=1, help="Tokens that there is room for.")] = None,
+    threads: Threads = None,
+    receipt: Annotated[Path | None, typer.Option(help="Receipt to write; its salt goes beside it.")] = None,
+    sign: Annotated[Path | None, typer.Option(help="Private key (Ed25519, PEM); yours by default.")] = None,
+    nonce: Annotated[str | None, typer.Option(help="64 hex digits of whoever wants the receipt.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Generate text: streamed to standard output, the same for the same prompt and seed on every machine."""
+    import ree
+    from ree.lm.generate import Wanted
+    from ree.lm.generate import generate as run
+
+    if threads is not None:
+        ree.threads(threads)
+    if receipt is None and (sign is not None or nonce is not None):
+        raise InputError("--sign and --nonce go with --receipt FILE")
+    text = _prompt(prompt, prompt_file)
+    given = {
+        "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+    }  # fmt: skip
+    with _Progress() as progress:
+        found = _open(model, dtype, progress)
+        tokens = prompt_tokens(found, text, chat)
+        stops = frozenset() if ignore_eos else frozenset(found.folder.eos_ids)
+        sampling = _sampling(found, given, seed)
+        wanted = Wanted(tokens, sampling, max_new_tokens, stops, tuple(stop or ()))
+        engine = found.engine(context=context)
+        recorder = _recorder(found, wanted, chat, sign, nonce) if receipt else None
+        result = run(
+            engine,
+            found.folder.tokenizer,
+            wanted,
+            recorder,
+            (lambda piece: None) if as_json else progress.text,
+            lambda done: progress.tell(f"reading the prompt: {done} of {len(tokens)} tokens"),
+        )
+    described = _describe(result, len(tokens))
+    if recorder is not None and receipt is not None:
+        described["receipt"] = _write(recorder, result.reason, receipt)
+    if as_json:
+        print(json.dumps(described, indent=1))
+        return
+    print(flush=True)
+    rate = f", {result.tokens_per_second:.1f} tokens/s" if len(result.tokens) > 1 else ""
+    print(f"{len(result.tokens)} tokens{rate} (prompt: {len(tokens)} in {result.prefill_s:.2f} s)", file=sys.stderr)
+    if recorder is not None:
+        print(f"receipt {described['receipt']['id']}, {receipt}", file=sys.stderr)
+
+
+def verify(
+    receipt: Path,
+    model: Path,
+    prompt: str | None,
+    prompt_file: Path | None,
+    keys: list[str] | None,
+    salt: Path | None,
+    nonce: str | None,
+    dtype: str | None,
+    step: int | None,
+) -> tuple[dict[str, Any], str]:
+    """Check a generation's receipt by one pass over prompt and tokens: what was found, as JSON values and as a line."""
+    from ree import signing
+    from ree.lm import check, generation
+
+    envelope, trusted = generation.load(receipt), signing.trusted(keys)
+    stated = generation.read(envelope, trusted)  # a receipt that is no good needs no model
+    beside = receipt.with_name(receipt.name + signing.SALT_SUFFIX)
+    opening = signing.read_salt(salt or (beside if beside.exists() else None))
+    text = _prompt(prompt, prompt_file)
+    with _Progress() as progress:
+        found = _open(model, dtype, progress)
+        tokens = prompt_tokens(found, text, stated.claim.chat_template_id is not None)
+        verified = check.verify(
+            envelope,
+            found,
+            tokens,
+            salt=opening,
+            trusted_keys=trusted,
+            nonce=None if nonce is None else signing.digest(nonce, "--nonce"),
+            only=None if step is None else range(step, step + 1),
+            progress=lambda done, total: progress.tell(f"checking: {done} of {total} tokens read"),
+        )
+    return _verdict(verified, trusted is not None)
+
+
+def _verdict(verified: Any, is_trusted: bool) -> tuple[dict[str, Any], str]:
+    claim = verified.receipt.claim
+    count = len(claim.tokens)
+    result = {
+        "receipt_id": verified.receipt.id.hex(),
+        "signer": verified.receipt.signer.id,
+        "claim": claim.predicate(),
+        "verified": "by one pass over prompt and tokens",
+        "steps": len(verified.steps),
+        "rows": verified.rows,
+        "prompt_opened": verified.prompt_opened,
+        "seconds": verified.seconds,
+        "passes_saved": count,
+    }
+    what = f"all {count} tokens" if len(verified.steps) == count else f"token {verified.steps.start}"
+    line = (
+        f"the receipt holds: {what} follow from the prompt, checked by reading {verified.rows} tokens in one pass "
+        f"({verified.seconds:.2f} s) instead of {count} steps; signed by {verified.receipt.signer.id}"
+    )
+    line += "" if is_trusted else "; anyone may have signed it: name the key that you trust with --key"
+    line += "" if verified.prompt_opened else "; without the salt, its commitment to the prompt was not opened"
+    return result, line
+
+
+def prompt_tokens(model: LanguageModel, text: str, chat: bool) -> list[int]:
+    """Tokens of a prompt; chat: as a user's message, through the model's template."""
+    tokenizer = model.folder.tokenizer
+    return tokenizer.chat([{"role": "user", "content": text}]).ids if chat else tokenizer.encode(text)
+
+
+def _prompt(prompt: str | None, file: Path | None) -> str:
+    if (prompt is None) == (file is None):
+        raise InputError("a prompt is needed: either --prompt TEXT or --prompt-file FILE")
+    if file is None:
+        assert prompt is not None
+        return prompt
+    if str(file) == "-":
+        data = sys.stdin.buffer.read(PROMPT_BYTES_MAX + 1)
+    else:
+        with file.open("rb") as opened:
+            data = opened.read(PROMPT_BYTES_MAX + 1)
+    if len(data) > PROMPT_BYTES_MAX:
+        raise InputError(f"the prompt has more than {PROMPT_BYTES_MAX} bytes")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{file}: the prompt is not UTF-8") from None
+
+
+def _open(path: Path, dtype: str | None, progress: _Progress) -> LanguageModel:
+    progress.tell("starting")
+    from ree.lm.model import LanguageModel
+
+    return LanguageModel.open(path, dtype, progress.tell)
+
+
+def _sampling(model: LanguageModel, given: dict[str, Any], seed: int) -> Sampling:
+    """What was given; for the rest what the folder proposes, if it says that tokens are to be drawn."""
+    from ree.lm.sample import Sampling
+
+    defaults = model.folder.defaults
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    proposed = {"temperature": 1.0} | {name: getattr(defaults, name) for name in names if defaults.do_sample}
+    values = (proposed if defaults.do_sample else {}) | {n: v for n, v in given.items() if v is not None}
+    return Sampling(**{name: value for name, value in values.items() if value is not None}, seed=seed)
+
+
+def _recorder(model: LanguageModel, wanted: Wanted, chat: bool, sign: Path | None, nonce: str | None) -> Recorder:
+    from ree import signing
+    from ree.lm.generation import Recorder
+
+    return Recorder(
+        model.binding(chat),
+        wanted.prompt,
+        wanted.sampling,
+        wanted.max_new_tokens,
+        wanted.stop_tokens,
+        wanted.stops,
+        signing.signer_or_own(sign),
+        None if nonce is None else signing.digest(nonce, "--nonce"),
+    )
+
+
+def _write(recorder: Recorder, reason: str, path: Path) -> dict[str, Any]:
+    from ree import signing
+    from ree.lm import generation
+
+    identity, envelope = recorder.finish(reason)
+    salt = signing.write_with_salt(path, envelope, recorder.salt)
+    return {"id": identity, "file": str(path), "salt": str(salt), "signer": generation.read(envelope).signer.id}
+
+
+def _describe(result: Generated, prompt_count: int) -> dict[str, Any]:
+    return {
+        "text": result.text,
+        "tokens": result.tokens,
+        "prompt_tokens": prompt_count,
+        "finish_reason": result.reason,
+        "prefill_s": result.prefill_s,
+        "decode_s": result.decode_s,
+        "tokens_per_second": result.tokens_per_second,
+        "receipt": None,
+    }
+
+
+class _Progress:
+    """A line on standard error that says what is being done, on terminals only, until text comes."""
+
+    def __init__(self) -> None:
+        self._status = Console(file=sys.stderr).status("starting")
+        self._is_shown = False
+
+    def __enter__(self) -> _Progress:
+        self._status.start()
+        self._is_shown = True
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hide()
+
+    def tell(self, what: str) -> None:
+        self._status.update(what)
+
+    def text(self, piece: str) -> None:
+        """Text of the model, to standard output as it comes."""
+        self._hide()
+        print(piece, end="", flush=True)
+
+    def _hide(self) -> None:
+        if self._is_shown:
+            self._status.stop()
+            self._is_shown = False
