@@ -76,22 +76,26 @@ def _matmul(b: Builder, ins: Sequence[TensorType], out: TensorType, attrs: Attrs
 # -- lowerings ------------------------------------------------------------------------------
 
 
-def multiply(ctx: Lowering, left: T, right: T) -> T:
-    """A `matmul` node; floats of 16 bits are widened first and the result is rounded, which gives the same bits.
+def widened(ctx: Lowering, left: T, right: T) -> tuple[T, T]:
+    """The operands of a product; floats of 16 bits in f32, in which the product is defined.
 
     A constant matrix stays as it is: the kernel widens its elements as it reads them.
     """
     if left.dtype is not right.dtype or left.dtype not in (DType.BF16, DType.F16):
-        return ctx.emit("matmul", [left, right])
-    if right.rank == 2 and ctx.is_constant(right):
-        wide = ctx.emit("matmul", [ctx.cast(left, DType.F32), right], out=DType.F32.value)
-    else:
-        wide = ctx.emit("matmul", [ctx.cast(left, DType.F32), ctx.cast(right, DType.F32)])
-    return ctx.cast(wide, left.dtype)
+        return left, right
+    stays = right.rank <= 2 and ctx.is_constant(right)
+    return ctx.cast(left, DType.F32), right if stays else ctx.cast(right, DType.F32)
+
+
+def multiply(ctx: Lowering, left: T, right: T) -> T:
+    """The `matmul` node of operands that were widened; its result is to be rounded."""
+    attrs = {} if left.dtype is right.dtype else {"out": DType.F32.value}
+    return ctx.emit("matmul", [left, right], **attrs)
 
 
 def matmul(ctx: Lowering, left: T, right: T) -> T:
     """torch.matmul for operands of any rank >= 1 and equal dtype."""
+    dtype = left.dtype
     if left.rank == 1 and right.rank == 1:
         shape: tuple[int | Dim, ...] = ()
     elif left.rank == 1:
@@ -100,15 +104,16 @@ def matmul(ctx: Lowering, left: T, right: T) -> T:
         shape = left.shape[:-1]
     else:
         shape = (*ctx.broadcast_shape(left.shape[:-2], right.shape[:-2]), left.shape[-2], right.shape[-1])
+    left, right = widened(ctx, left, right)  # before any reshape, after which no kernel could take the cast in
     left = ctx.unsqueeze(left, 0) if left.rank == 1 else left
     right = ctx.unsqueeze(right, 1) if right.rank == 1 else right
     if right.rank == 2:  # one matrix for all rows: the batch axes are rows
-        rows = ctx.reshape(left, (product(left.shape[:-1]), left.shape[-1]))
-        return ctx.reshape(multiply(ctx, rows, right), shape)
-    batch = ctx.broadcast_shape(left.shape[:-2], right.shape[:-2])
-    left = ctx.broadcast(left, (*batch, *left.shape[-2:]))
-    right = ctx.broadcast(right, (*batch, *right.shape[-2:]))
-    return ctx.reshape(multiply(ctx, left, right), shape)
+        left = ctx.reshape(left, (product(left.shape[:-1]), left.shape[-1]))
+    else:
+        batch = ctx.broadcast_shape(left.shape[:-2], right.shape[:-2])
+        left = ctx.broadcast(left, (*batch, *left.shape[-2:]))
+        right = ctx.broadcast(right, (*batch, *right.shape[-2:]))
+    return ctx.cast(ctx.reshape(multiply(ctx, left, right), shape), dtype)
 
 
 def add_bias(ctx: Lowering, x: T, bias: T | None) -> T:
@@ -167,10 +172,12 @@ def _(ctx: Lowering, x: T, left: T, right: T, *, beta: int | float = 1, alpha: i
 @lowers("aten.addbmm.default")
 def _(ctx: Lowering, x: T, left: T, right: T, *, beta: int | float = 1, alpha: int | float = 1) -> T:
     """The sum over the batch is one contraction of length batch * k."""
+    dtype = left.dtype
+    left, right = widened(ctx, left, right)
     batch, rows, inner = left.shape
     wide = ctx.reshape(ctx.permute(left, (1, 0, 2)), (rows, batch * inner))
     tall = ctx.reshape(right, (batch * inner, right.shape[2]))
-    return accumulate(ctx, x, multiply(ctx, wide, tall), beta, alpha)
+    return accumulate(ctx, x, ctx.cast(multiply(ctx, wide, tall), dtype), beta, alpha)
 
 
 @lowers("aten.addr.default")
