@@ -26,7 +26,7 @@ class Reader:
 
     there: threading.Event = field(default_factory=threading.Event)
     events: list[Any] = field(default_factory=list)
-    ticket: Ticket = None  # type: ignore[assignment]
+    ticket: Ticket = None
 
     def notify(self) -> None:
         self.there.set()
