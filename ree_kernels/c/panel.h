@@ -47,10 +47,21 @@ REE_INLINE void pack_panel(float *restrict panel, const float *restrict source, 
     }
 }
 
-/* The same of bfloat16, each two vectors in the order of vf_load_bf16, for 8 k and 4 columns of both vectors. */
+typedef uint16_t h8 __attribute__((vector_size(16)));
+
+/* Two vectors of bfloat16 in the order of vf_load_bf16: 4 columns of both. */
+REE_INLINE void pack_bf16_4(uint16_t *restrict to, const uint16_t *restrict from)
+{
+    h8 both;
+    memcpy(&both, from, 8);
+    memcpy((char *)&both + 8, from + W, 8);
+    both = __builtin_shuffle(both, (h8){0, 4, 1, 5, 2, 6, 3, 7});
+    memcpy(to, &both, 16);
+}
+
+/* The same for 8 k, where k is innermost in the source. */
 REE_INLINE void pack_bf16_8x4(uint16_t *restrict to, const uint16_t *restrict from, int64_t source_col)
 {
-    typedef uint16_t h8 __attribute__((vector_size(16)));
     float words[2][16]; /* k of this half, column */
     for (int64_t j = 0; j < 4; j++) {
         h8 even, odd;
@@ -65,11 +76,17 @@ REE_INLINE void pack_bf16_8x4(uint16_t *restrict to, const uint16_t *restrict fr
     transpose_4x4((float *)(to + 4 * REE_NR), REE_NR / 2, words[1], 4);
 }
 
+/* As pack_panel, of bfloat16. */
 REE_INLINE void pack_panel_bf16(uint16_t *restrict panel, const uint16_t *restrict source, int64_t source_k,
                                 int64_t source_col, int64_t k_count, int64_t cols)
 {
     int64_t k = 0;
-    if (cols == REE_NR && source_k == 1)
+    if (cols == REE_NR && source_col == 1)
+        for (; k < k_count; k++)
+            for (int64_t v = 0; v < REE_NR; v += 2 * W)
+                for (int64_t j = 0; j < W; j += 4)
+                    pack_bf16_4(panel + k * REE_NR + v + 2 * j, source + k * source_k + v + j);
+    else if (cols == REE_NR && source_k == 1)
         for (; k + 8 <= k_count; k += 8)
             for (int64_t v = 0; v < REE_NR; v += 2 * W)
                 for (int64_t j = 0; j < W; j += 4)
