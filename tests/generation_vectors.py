@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from ree.commit import dsse, receipt, salted, strict_json
 from ree.commit.keys import Signer
 from ree.limits import GENERATION_RECEIPT_BYTES_MAX
 from ree.lm import generation
-from ree.lm.generation import Generation, logits_root, prompt_id
+from ree.lm.check import Verified, verify
+from ree.lm.generation import Binding, Generation, Recorder, logits_root, prompt_id
 from ree.lm.sample import Sampling
 from tests import receipt_vectors
 from tests.generation_model import END, PIECES, VOCAB, TinyModel, generated, logits_after
@@ -26,6 +28,8 @@ PATH = Path(__file__).parent / "vectors" / "generation.json"
 PROMPT = (7, 4, 11, 11, 14, 26, 22, 14, 17, 11, 3)  # hello world
 SALT = filled(8)
 NONCE = filled(6)
+TRUSTED = [SIGNER.public]
+BINDING = Binding(filled(1), filled(2), filled(3), filled(4))
 CORRUPTED = "drawn"  # the generation that is corrupted
 DRAWN = Sampling(
     temperature=0.9, top_k=20, top_p=0.95, min_p=0.01, repetition_penalty=1.1, presence_penalty=0.25,
@@ -33,8 +37,9 @@ DRAWN = Sampling(
 )  # fmt: skip
 
 
-def model() -> TinyModel:
-    return TinyModel(filled(1), filled(2), filled(3), filled(4))
+def tiny(**options: Any) -> TinyModel:
+    """The model, with some of its attributes as given."""
+    return replace(TinyModel(filled(1), filled(2), filled(3), filled(4)), **options)
 
 
 def stated(
@@ -74,8 +79,37 @@ GENERATIONS = {
 }
 
 
+FULL = GENERATIONS[CORRUPTED]
+
+
 def sealed(payload: bytes, kind: str = receipt.PAYLOAD_TYPE, signer: Signer = SIGNER) -> bytes:
     return dsse.seal(payload, kind, signer, GENERATION_RECEIPT_BYTES_MAX)
+
+
+# -- for tests ---------------------------------------------------------------------------------------
+
+
+def verified(envelope: Any, model: TinyModel | None = None, prompt: Sequence[int] = PROMPT, **options: Any) -> Verified:
+    options = {"salt": SALT, "trusted_keys": TRUSTED} | options
+    return verify(envelope, model or tiny(), prompt, **options)
+
+
+def resigned(made: Generation, **members: Any) -> bytes:
+    """A receipt whose statement is not checked before it is signed."""
+    statement = generation.statement(made)
+    statement["predicate"] |= members
+    statement["subject"][0]["digest"]["ree_blake3"] = generation.tokens_id(statement["predicate"]["tokens"]).hex()
+    return sealed(strict_json.canonical(statement))
+
+
+def recorded(
+    sampling: Sampling, count: int, stop_tokens: Any = (), stop_strings: Any = (), prompt: Any = PROMPT, **options: Any
+) -> tuple[Recorder, str, bytes]:
+    tokens, rows, reason = generated(prompt, sampling, count, stop_tokens, stop_strings)
+    recorder = Recorder(BINDING, prompt, sampling, count, stop_tokens, stop_strings, SIGNER, **options)
+    for step, (token, row) in enumerate(zip(tokens, rows, strict=True)):
+        recorder.step(len(prompt) + step, token, row)
+    return recorder, *recorder.finish(reason)
 
 
 # -- statements that are none ------------------------------------------------------------------------
@@ -312,9 +346,9 @@ def content() -> dict[str, Any]:
     return {
         "_comment": "Written by `python -m tests.generation_vectors`. A reader trusts public_key, accepts `receipts`,"
         " refuses each of `refuse`, and reads each of `refute` (what is wrong, with which of the receipts, envelope):"
-        " who has model, prompt, salt and that receipt's nonce finds these to be false. The logits after some tokens are"
-        " 2 * vocabulary bytes of BLAKE3's output over the tokens (u32, little endian), taken as i16 (little endian) and"
-        " divided by 4096; pieces are the texts of the tokens.",
+        " who has model, prompt, salt and that receipt's nonce finds these to be false. The logits after some tokens"
+        " are 2 * vocabulary bytes of BLAKE3's output over the tokens (u32, little endian), taken as i16 (little"
+        " endian) and divided by 4096; pieces are the texts of the tokens.",
         "private_key": SEED.hex(),
         "public_key": SIGNER.public.id,
         "model": {

@@ -7,6 +7,7 @@ generations"). What is wrong with a receipt is always a VerificationError.
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import time
@@ -345,6 +346,11 @@ def read(envelope: bytes | str | dict[str, Any], trusted_keys: Collection[Public
     if signed != strict_json.canonical(own):
         raise VerificationError("the statement is not in its canonical form")
     return Receipt(generation, signer, signed)
+
+
+def load(path: str | os.PathLike[str]) -> bytes:
+    """A receipt's bytes from a file, not verified. InputError: the file cannot be read."""
+    return receipt.load(path, GENERATION_RECEIPT_BYTES_MAX)
 
 
 def _sealed(signed: bytes, signer: Signer) -> bytes:
