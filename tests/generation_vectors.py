@@ -77,8 +77,6 @@ GENERATIONS = {
     "drawn": stated(DRAWN, 12, (29, END), ("zz", "[é]"), chat_template_id=filled(4), nonce=NONCE),
     "at a string": stated(Sampling(), 8, (), ("q", "xt"), device='neon/aarch64 "a\\b"', issued_at=4_102_444_799),
 }
-
-
 FULL = GENERATIONS[CORRUPTED]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ from ree.lm.generation import MEMBERS, Generation, Recorder, logits_root
 from ree.lm.model import LanguageModel
 from ree.lm.sample import Sampler, Sampling
 from ree.lm.ticket import Ended, Job
-from tests import fuzz_generation, generation_vectors, lm_folders
+from tests import fuzz_generation, lm_folders
 from tests.generation_model import VOCAB, TinyEngine, TinyModel, decode, generated, logits_after
 from tests.generation_vectors import (
     BINDING,
@@ -42,7 +41,6 @@ from tests.lm_fakes import FakeEngine, FakeText
 from tests.receipt_vectors import SIGNER, filled
 
 MUTATIONS = 3000
-VECTORS = json.loads(generation_vectors.PATH.read_text(encoding="utf-8"))
 
 
 # -- verification ------------------------------------------------------------------------------------

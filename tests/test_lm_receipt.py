@@ -40,7 +40,6 @@ from tests.generation_vectors import (
 )
 from tests.receipt_vectors import OTHER, SIGNER, filled
 
-MUTATIONS = 3000
 VECTORS = json.loads(generation_vectors.PATH.read_text(encoding="utf-8"))
 
 
