@@ -49,7 +49,7 @@ C_KERNELS = {
 PANELLED = ("ree_matmul", "ree_conv")
 CHAINING = "chaining values"  # start of a kind of buffer: what hashing steps hand to one another
 TO_MEMORY, TO_PACK, TO_KERNEL = range(3)
-PACK_MATMUL, PACK_CONV = range(2)
+PACK_MATMUL, PACK_CONV, PACK_MATMUL_BF16 = range(3)
 
 
 @dataclass
@@ -183,10 +183,12 @@ class Job:
         """The recipe by which the runner packs weights; its number."""
         weights = self.case.plan.weights
         kind, constant, *rest = weights.recipe(number)
-        if kind == "matmul":
+        if kind in ("matmul", "matmul_bf16", "matmul_f16"):
             (k, n), (source_k, source_col), offset = rest
-            start = self._put(np.ascontiguousarray(weights.array(constant)).tobytes()) + 4 * offset
-            row = (PACK_MATMUL, start, n, k, source_k, source_col, 0, 0, 0, 0, 0)
+            plain = np.ascontiguousarray(weights.array(constant), np.float32 if kind == "matmul_f16" else None)
+            start = self._put(plain.tobytes()) + plain.itemsize * offset
+            how = PACK_MATMUL_BF16 if kind == "matmul_bf16" else PACK_MATMUL
+            row = (how, start, n, k, source_k, source_col, 0, 0, 0, 0, 0)
         elif kind == "conv":
             layout, groups, transposed = rest
             plain = np.ascontiguousarray(strided(weights.array(constant), layout), np.float32)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ree
+from ree.capture import to_numpy
 from ree.plan.plan import Plan
 from ree.types import TensorType
 from tools.cross.job import Case
@@ -33,7 +33,7 @@ def case(name: str, model: nn.Module | Callable[..., Any], *inputs: Tensor) -> C
     program = ree.compile(module.eval(), inputs)
     plan: Plan = program.plan(())
     outputs: list[TensorType] = [plan.graph.type_of(v) for v in plan.graph.outputs]
-    return Case(name, plan, [np.ascontiguousarray(x.numpy()) for x in inputs], outputs, program)
+    return Case(name, plan, [to_numpy(x) for x in inputs], outputs, program)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -123,6 +123,22 @@ def perceptron() -> Case:
     return case("perceptron", nn.Sequential(*layers), normal(7, 37))
 
 
+def narrow(dtype: torch.dtype) -> Case:
+    """Linear layers in 16 bits, one row after another and many, with a matrix that is read both ways."""
+    torch.manual_seed(4)
+    first, second = nn.Linear(300, 70).to(dtype), nn.Linear(70, 33, bias=False).to(dtype)
+
+    class Narrow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = first, second
+
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+            return self.second(F.gelu(self.first(x))), y @ self.second.weight, self.first(x[:1])
+
+    return case(f"linear layers in {dtype}", Narrow(), hard(41, 300).to(dtype), hard(3, 33).to(dtype))
+
+
 def _select(x: Tensor, index: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
     """Sorting, scanning and scattering."""
     order = torch.sort(x, dim=-1, stable=True)
@@ -150,6 +166,8 @@ def quick() -> list[Case]:
     rows = torch.tensor([5, 0, 0, 3, 5, 1, 2, 0, 4])
     return [
         perceptron(),
+        narrow(torch.bfloat16),
+        narrow(torch.float16),
         case("language model", _language(), ids),
         case("residual network", _vision(), normal(2, 3, 23, 21)),
         case("sort, scan, scatter", _select, hard(9, 31), index, rows),

@@ -32,7 +32,7 @@ typedef struct {
     int64_t packs, relocations, steps, outputs;
 } header;
 
-enum { PACK_MATMUL, PACK_CONV };
+enum { PACK_MATMUL, PACK_CONV, PACK_MATMUL_BF16 };
 typedef struct {
     int64_t kind, source;
     int64_t n, k, source_k, source_col;                   /* matmul */
@@ -77,17 +77,24 @@ static void *read_table(FILE *file, int64_t count, size_t size)
     return table;
 }
 
-static float *make_pack(const pack *p, const char *memory)
+static void *make_pack(const pack *p, const char *memory)
 {
-    const float *source = (const float *)(memory + p->source);
+    const char *source = memory + p->source;
+    const float *floats = (const float *)source;
+    if (p->kind == PACK_MATMUL_BF16) {
+        uint16_t *words = allocate(ree_pack_bf16_words(p->n, p->k) * 2);
+        const ree_pack_bf16_args args = {words, (const uint16_t *)source, p->n, p->k, p->source_k, p->source_col};
+        ree_pack_bf16_box(&args, 0, 1, 0, p->n, NULL);
+        return words;
+    }
     float *packed;
     int failed;
     if (p->kind == PACK_MATMUL) {
         packed = allocate(ree_pack_b_floats(p->n, p->k) * 4);
-        failed = ree_pack_b(packed, p->n, p->k, 0, p->n, source, p->source_k, p->source_col);
+        failed = ree_pack_b(packed, p->n, p->k, 0, p->n, floats, p->source_k, p->source_col);
     } else {
         packed = allocate(ree_pack_conv_floats(p->channels, p->outputs, p->groups, p->taps) * 4);
-        failed = ree_pack_conv(packed, p->channels, p->outputs, p->groups, p->taps, source, p->transposed);
+        failed = ree_pack_conv(packed, p->channels, p->outputs, p->groups, p->taps, floats, p->transposed);
     }
     if (failed)
         fail("weights cannot be packed");
@@ -123,7 +130,7 @@ static ree_kernel kernel(int64_t number)
     return ree_symbols[number];
 }
 
-static void relocate(const relocation *r, char *memory, float **packed)
+static void relocate(const relocation *r, char *memory, void **packed)
 {
     uint64_t value = 0;
     if (r->kind == TO_MEMORY)
@@ -185,7 +192,7 @@ int main(int argc, char **argv)
         fail("the image is cut short");
     fclose(file);
 
-    float **packed = allocate(h.packs * (int64_t)sizeof *packed);
+    void **packed = allocate(h.packs * (int64_t)sizeof *packed);
     for (int64_t i = 0; i < h.packs; i++)
         packed[i] = make_pack(&packs[i], memory);
     for (int64_t i = 0; i < h.relocations; i++)
