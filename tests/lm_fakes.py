@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -182,7 +183,7 @@ class FakeModel:
     ids: dict[str, str] = field(default_factory=lambda: {"program_id": "00" * 32})
     stop_tokens: frozenset[int] = frozenset({END})
     defaults: dict[str, Any] = field(default_factory=dict)
-    asked: list[Any] = field(default_factory=list)
+    asked: deque[Any] = field(default_factory=lambda: deque(maxlen=1000))
     recorder_fails_at: int | None = None
 
     def encode(self, text: str) -> list[int]:

@@ -90,6 +90,11 @@ class Running:
     def post(self, body: Any, path: str = "/v1/completions") -> tuple[int, Any, dict[str, str]]:
         return self.ask("POST", path, body)
 
+    def forget_log(self) -> None:
+        """Empty the log."""
+        self.log.seek(0)
+        self.log.truncate()
+
     def connect(self) -> socket.socket:
         return socket.create_connection((self.server.host, self.server.port), timeout=PATIENCE_S)
 
@@ -184,9 +189,9 @@ def resident_bytes() -> int:
 
 
 def main() -> None:
-    store, step_s, drain_s = [*sys.argv[1:], "0", "30"][:3]
-    service = Service(FakeModel(FakeEngine(step_s=float(step_s))), Store(store), Log())
-    Server(service, bind("127.0.0.1", 0), None, float(drain_s)).run()
+    step_s, drain_s = (float(sys.argv[n]) if len(sys.argv) > n else default for n, default in ((2, 0.0), (3, 30.0)))
+    service = Service(FakeModel(FakeEngine(step_s=step_s)), Store(sys.argv[1]), Log())
+    Server(service, bind("127.0.0.1", 0), None, drain_s).run()
 
 
 if __name__ == "__main__":
