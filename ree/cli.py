@@ -205,11 +205,21 @@ def verify(
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A .ree file.")],
+    file: Annotated[Path, typer.Argument(help="A .ree file, or a Hugging Face folder of a language model.")],
     size: Annotated[list[str] | None, typer.Option(help="Value of a dynamic dimension, NAME=N.")] = None,
+    dtype: cli_generate.Dtype = None,
+    text: Annotated[Path | None, typer.Option(help="A text: how well the model predicts it in each dtype.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Operators, groups, floating-point operations, bytes and digests of a .ree file."""
+    """Operators, groups, floating-point operations, bytes and digests of a .ree file; or what a language model is."""
+    if file.is_dir():
+        if size:
+            raise InputError("--size goes with a .ree file")
+        described = cli_generate.inspect(file, dtype, text)
+        _print(described, as_json, "\n".join(f"{key}: {value}" for key, value in described.items()))
+        return
+    if dtype is not None or text is not None:
+        raise InputError("--dtype and --text go with a model folder")
     import ree
     from ree import inspection
 

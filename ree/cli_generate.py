@@ -24,7 +24,7 @@ Prompt = Annotated[str | None, typer.Option(help="The prompt.")]
 PromptFile = Annotated[Path | None, typer.Option(help="A file with the prompt; - reads standard input.")]
 Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or int8; the folder's own if not given.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads; the result does not depend on them.")]
-PROMPT_BYTES_MAX = 16 << 20
+TEXT_BYTES_MAX = 16 << 20
 
 
 def add_to(root: typer.Typer) -> None:
@@ -157,6 +157,47 @@ def _verdict(verified: Any, is_trusted: bool) -> tuple[dict[str, Any], str]:
     return result, line
 
 
+def inspect(path: Path, dtype: str | None, text: Path | None) -> dict[str, Any]:
+    """What a model folder holds; with a text, how well the model predicts it in fp32 and in this dtype."""
+    from ree.lm.model import FP32
+
+    with _Progress() as progress:
+        found = _open(path, dtype, progress)
+        folder = found.folder
+        described: dict[str, Any] = {
+            "architecture": folder.architecture,
+            "dtype": found.dtype,
+            "context": folder.context,
+            "vocabulary": folder.vocab_size,
+            "program_id": found.program_id.hex(),
+            "weights_id": found.weights_id.hex(),
+            "tokenizer_id": found.tokenizer_id.hex(),
+            "chat_template_id": None if folder.chat_template_id is None else folder.chat_template_id.hex(),
+            "weights_bytes": sum(constant.type.size_bytes() for constant in found.program.graph.constants),
+        }
+        if text is None:
+            return described
+        tokens = folder.tokenizer.encode(_read(text, str(text)))
+        narrow = _perplexity(found, tokens, progress)
+        full = narrow if found.dtype == FP32 else _perplexity(_open(path, FP32, progress), tokens, progress)
+    change = (narrow / full - 1) * 100
+    return described | {
+        "tokens": len(tokens),
+        "perplexity_fp32": full,
+        "perplexity": narrow,
+        "perplexity_change_percent": change,
+    }
+
+
+def _perplexity(model: LanguageModel, tokens: list[int], progress: _Progress) -> float:
+    from ree.lm.perplexity import perplexity
+
+    def tell(done: int) -> None:
+        progress.tell(f"{model.dtype}: {done} of {len(tokens)} tokens")
+
+    return perplexity(model.engine(), tokens, tell)
+
+
 def prompt_tokens(model: LanguageModel, text: str, chat: bool) -> list[int]:
     """Tokens of a prompt; chat: as a user's message, through the model's template."""
     tokenizer = model.folder.tokenizer
@@ -169,17 +210,22 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
     if file is None:
         assert prompt is not None
         return prompt
+    return _read(file, "the prompt")
+
+
+def _read(file: Path, what: str) -> str:
+    """A text in a file, or of standard input. InputError: it is too long, or not UTF-8."""
     if str(file) == "-":
-        data = sys.stdin.buffer.read(PROMPT_BYTES_MAX + 1)
+        data = sys.stdin.buffer.read(TEXT_BYTES_MAX + 1)
     else:
         with file.open("rb") as opened:
-            data = opened.read(PROMPT_BYTES_MAX + 1)
-    if len(data) > PROMPT_BYTES_MAX:
-        raise InputError(f"the prompt has more than {PROMPT_BYTES_MAX} bytes")
+            data = opened.read(TEXT_BYTES_MAX + 1)
+    if len(data) > TEXT_BYTES_MAX:
+        raise InputError(f"{what} has more than {TEXT_BYTES_MAX} bytes")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        raise InputError(f"{file}: the prompt is not UTF-8") from None
+        raise InputError(f"{what} is not UTF-8") from None
 
 
 def _open(path: Path, dtype: str | None, progress: _Progress) -> LanguageModel:
