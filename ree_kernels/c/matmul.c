@@ -198,7 +198,8 @@ static tile_function few_tile(const block_t *s, int64_t rows, int64_t c, int64_t
     if (!packed || c % REE_NR)
         return tiles[rows];
     const int bf16 = packed == REE_PACKED_BF16;
-    if (rows <= WIDE_ROWS && s->c1 - c >= wide_tiles[rows].panels * REE_NR) {
+    const int alone = rows == s->r1 - s->r0; /* two tiles go panel by panel */
+    if (alone && rows <= WIDE_ROWS && s->c1 - c >= wide_tiles[rows].panels * REE_NR) {
         *panels = wide_tiles[rows].panels;
         return bf16 ? wide_tiles[rows].tile_bf16 : wide_tiles[rows].tile;
     }
