@@ -1,38 +1,48 @@
 """A claim held against itself: does each stage's result follow from what the same claim says that it read?
 
 Every group is run on the claim's own tensors. That costs as much as one run, but needs no second claim and no trust in
-an earlier stage: it names every stage that is wrong by itself, not only the first from which all others differ.
+an earlier stage: it names every stage that is wrong by itself, not only the first from which all others differ. So
+single stages can be looked at alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
 from ree.commit.elements import PortElements, in_memory
 from ree.commit.record import array_at
+from ree.commit.stages import Stage
 from ree.commit.trace import Trace
 from ree.element.interpret import elements
 from ree.errors import LimitError, RunError
 from ree.plan.plan import Plan
 from ree_kernels import KernelError, cpu
 
+Judge = Callable[[Stage], bool | None]
 
-def inconsistencies(trace: Trace) -> list[tuple[int, int]]:
-    """(stage, its first wrong element in C order) for every stage whose result does not follow from its operands."""
+
+def inconsistencies(
+    trace: Trace, chosen: Collection[int] | None = None, judge: Judge = lambda stage: None
+) -> list[tuple[int, int]]:
+    """(stage, its first wrong element in C order) for every stage whose result does not follow from its operands.
+
+    chosen: numbers of the stages to look at, None: all; judge: may say in another way whether a stage's result follows
+    (True, False; None: it cannot say); what it finds to follow is not computed.
+    """
     program, manifest = trace.program, trace.manifest
     if len(manifest.stages):
         _ = trace.tensors[0]  # results that are not stored are computed now, by the same plan
     with program.locked_plan(manifest.sizes) as plan:
-        return Check(plan, trace).run()
+        return Check(plan, trace, judge).run(range(len(plan.results)) if chosen is None else sorted(chosen))
 
 
 class Check:
     """Runs a claim's groups one by one, each on the claim's tensors."""
 
-    def __init__(self, plan: Plan, trace: Trace) -> None:
-        self.plan, self.trace = plan, trace
+    def __init__(self, plan: Plan, trace: Trace, judge: Judge = lambda stage: None) -> None:
+        self.plan, self.trace, self.judge = plan, trace, judge
         try:
             self.arena = cpu.allocate(max(64, plan.kept_bytes))
         except KernelError:
@@ -41,10 +51,17 @@ class Check:
         self.outputs = [np.empty(t.extents(), t.dtype.numpy) for t in types]
         self.found: list[tuple[int, int]] = []
 
-    def run(self) -> list[tuple[int, int]]:
+    def run(self, chosen: Collection[int] | None = None) -> list[tuple[int, int]]:
+        """As `inconsistencies`."""
         inputs = [array.ctypes.data for array in self.trace.inputs]
         outputs = [array.ctypes.data for array in self.outputs]
-        for number in range(len(self.plan.results)):
+        last = len(self.plan.results) if chosen is None else max(chosen, default=-1) + 1
+        for number in range(last):
+            is_chosen = chosen is None or number in chosen
+            if not is_chosen or self.judge(self.trace.manifest.stages[number]):
+                self.plan.run_copies(number, inputs, outputs, self.arena)
+                self.place(number)[...] = self.claimed(number)
+                continue
             try:
                 self.plan.run_one(number, inputs, outputs, self.arena)
             except RunError:  # it read an index that no run can have read
@@ -52,11 +69,18 @@ class Check:
             self.compare(number)
         return self.found
 
+    def place(self, number: int) -> np.ndarray:
+        """Where a result lies in memory, its axes as they lie there."""
+        stage = self.trace.manifest.stages[number]
+        return self.memory(number, [stage.type.extents()[axis] for axis in stage.order])
+
+    def claimed(self, number: int) -> np.ndarray:
+        return self.trace.tensors[number].transpose(self.trace.manifest.stages[number].order)
+
     def compare(self, number: int) -> None:
         """Compare a result, and put the claim's in its place."""
         stage = self.trace.manifest.stages[number]
-        computed = self.memory(number, [stage.type.extents()[axis] for axis in stage.order])
-        claimed = self.trace.tensors[number].transpose(stage.order)
+        computed, claimed = self.place(number), self.claimed(number)
         back = np.argsort(stage.order)
         element = first_difference(computed.transpose(back), claimed.transpose(back))
         if element is not None and not (self.found and self.found[-1][0] == number):

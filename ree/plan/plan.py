@@ -13,6 +13,7 @@ import ree_kernels.cpu as cpu
 from ree.element import jit
 from ree.errors import DeviceError, LimitError, RunError
 from ree.graph import Graph
+from ree.ops.spec import operator
 from ree.plan.hashing import Hashing
 from ree.plan.memory import Interval, place
 from ree.plan.step import Buffer, Result, Step
@@ -190,6 +191,19 @@ class Plan:
         self.compile()
         first = self.results[number - 1].after if number else 0
         self._run(self._table.rows + first, self.results[number].after - first, inputs, outputs, arena)
+
+    def run_copies(self, number: int, inputs: Sequence[int], outputs: Sequence[int], arena: Any) -> None:
+        """Of the steps of one result run those that copy views of earlier ones, which later steps may read."""
+        self.compile()
+        first = self.results[number - 1].after if number else 0
+        for position in range(first, self.results[number].after):
+            members = self.steps[position].members
+            if members and self._is_view(members[0]):
+                self._run(self._table.rows + position, 1, inputs, outputs, arena)
+
+    def _is_view(self, value: int) -> bool:
+        node = self.graph.node_of(value)
+        return node is not None and operator(node.op).kind == "view"
 
     def _run(self, table: Any, length: int, inputs: Sequence[int], outputs: Sequence[int], arena: Any) -> None:
         self._link_arena(_address(self._own_arena() if arena is None else arena), arena is not None)
