@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ree.errors import InputError
-
-if TYPE_CHECKING:
-    from ree.commit.keys import Signer
 
 PORT = 8000
 SLOTS = 8
@@ -29,7 +26,7 @@ def add_to(root: typer.Typer) -> None:
 
 
 def serve(
-    model: Annotated[Path, typer.Option("--model", help="A Hugging Face model folder.")],
+    model: Annotated[Path, typer.Option("--model", "-m", help="A Hugging Face model folder.")],
     host: Annotated[str, typer.Option(help="Address to listen at; the default is this machine only.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any that is free.")] = PORT,
     name: Annotated[str | None, typer.Option(help="The model's name for clients; else that of the folder.")] = None,
@@ -44,7 +41,7 @@ def serve(
     drain: Annotated[float, typer.Option(min=0.0, max=SECONDS_MAX, help="Seconds for what runs at SIGTERM.")] = 30.0,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; the result does not depend on them.")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help=f"File with the API key; else ${KEY_VARIABLE}.")] = None,
-    sign: Annotated[Path | None, typer.Option(help="Private key (Ed25519, PEM) that signs receipts.")] = None,
+    sign: Annotated[Path | None, typer.Option(help="Private key (Ed25519, PEM); yours by default.")] = None,
     store: Annotated[
         Path | None, typer.Option(help="SQLite file of receipts; else in the user's state folder.")
     ] = None,
@@ -55,6 +52,7 @@ def serve(
     """Serve a language model over HTTP (OpenAI's API); SIGTERM finishes what runs, then ends it."""
     _require_packages()
     import ree
+    from ree import signing
     from ree.lm.model import LanguageModel
     from ree.lm.serve.loaded import Loaded
     from ree.lm.serve.log import Log
@@ -66,7 +64,7 @@ def serve(
         ree.threads(threads)
     log = Log(prompts=log_prompts)
     key = api_key(api_key_file)
-    signer = _signer(sign)
+    signer = signing.signer_or_own(sign)
     kept = Store(store or default_store(), keep_receipts, None if keep_days is None else keep_days * DAY_S)
     bound = bind(host, port)  # before the model, whose loading takes long
     loaded = LanguageModel.open(model, dtype, lambda what: log.line("loading", step=what))
@@ -102,15 +100,6 @@ def default_store() -> Path:
     """`ree/receipts.sqlite` in the user's state folder."""
     state = os.environ.get("XDG_STATE_HOME", "") or Path.home() / ".local" / "state"
     return Path(state) / "ree" / "receipts.sqlite"
-
-
-def _signer(file: Path | None) -> Signer:
-    """The key that signs; without a file a new one, which dies with the process."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    from ree.commit.keys import Signer
-
-    return Signer(Ed25519PrivateKey.generate()) if file is None else Signer.load(file)
 
 
 def _require_packages() -> None:

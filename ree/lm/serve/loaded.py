@@ -98,11 +98,10 @@ class Loaded:
 
 def sampling_defaults(proposed: Defaults) -> dict[str, Any]:
     """Arguments of `Sampling` for what a folder proposes: the likeliest token each time, unless it says to draw."""
-    found: dict[str, Any] = {"repetition_penalty": proposed.repetition_penalty}
-    if proposed.do_sample:
-        found["temperature"] = 1.0 if proposed.temperature is None else proposed.temperature
-        found |= {"top_k": proposed.top_k, "top_p": proposed.top_p, "min_p": proposed.min_p}
-    return {name: value for name, value in found.items() if value is not None}
+    if not proposed.do_sample:
+        return {}
+    found = {name: getattr(proposed, name) for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")}
+    return {"temperature": 1.0} | {name: value for name, value in found.items() if value is not None}
 
 
 def _parts(state: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
