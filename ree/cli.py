@@ -163,6 +163,8 @@ def verify(
     prompt_file: cli_generate.PromptFile = None,
     dtype: cli_generate.Dtype = None,
     step: Annotated[int | None, typer.Option(min=0, help="Of a generation only this token, from 0.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="Trace of the generation, for --layer.")] = None,
+    layer: Annotated[int | None, typer.Option(min=0, help="Of a generation only this layer, from 0.")] = None,
     key: Annotated[list[str] | None, typer.Option(help="Public key (hex or PEM) whose receipts count.")] = None,
     salt: Annotated[Path | None, typer.Option(help="File with the salt of the commitment to the input.")] = None,
     nonce: Annotated[str | None, typer.Option(help="The nonce that the receipt must carry, 64 hex digits.")] = None,
@@ -184,10 +186,10 @@ def verify(
     if model is not None:
         if file is not None or inputs is not None:
             raise InputError("a receipt is of a run (FILE.ree --input FILE) or of a generation (--model), not of both")
-        found = cli_generate.verify(receipt, model, prompt, prompt_file, key, salt, nonce, dtype, step)
+        found = cli_generate.verify(receipt, model, prompt, prompt_file, key, salt, nonce, dtype, step, trace, layer)
         _print(found[0], as_json, found[1])
         return
-    if file is None or inputs is None or (prompt, prompt_file, dtype, step) != (None,) * 4:
+    if file is None or inputs is None or (prompt, prompt_file, dtype, step, trace, layer) != (None,) * 6:
         raise InputError("RECEIPT FILE.ree --input FILE verifies a run, RECEIPT --model FOLDER --prompt a generation")
     envelope, keys, opening = receipts.load(receipt), signing.trusted(key), signing.read_salt(salt)
     receipts.read(envelope, keys)  # a receipt that is no good needs no program

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from ree.errors import InputError
+from ree.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
     from ree.lm.generate import Generated, Wanted
-    from ree.lm.generation import Recorder
+    from ree.lm.generation import Receipt, Recorder
     from ree.lm.model import LanguageModel
     from ree.lm.sample import Sampling
 
@@ -52,10 +52,12 @@ def generate(
     receipt: Annotated[Path | None, typer.Option(help="Receipt to write; its salt goes beside it.")] = None,
     sign: Annotated[Path | None, typer.Option(help="Private key (Ed25519, PEM); yours by default.")] = None,
     nonce: Annotated[str | None, typer.Option(help="64 hex digits of whoever wants the receipt.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="Trace file to write: all tensors of one pass over it.")] = None,
     as_json: Json = False,
 ) -> None:
     """Generate text: streamed to standard output, the same for the same prompt and seed on every machine."""
     import ree
+    from ree.lm import tracing
     from ree.lm.generate import Wanted
     from ree.lm.generate import generate as run
 
@@ -84,6 +86,9 @@ def generate(
             (lambda piece: None) if as_json else progress.text,
             lambda done: progress.tell(f"reading the prompt: {done} of {len(tokens)} tokens"),
         )
+        if trace is not None:
+            progress.tell("writing the trace")
+            tracing.run(found.program, tokens, result.tokens).save(trace)
     described = _describe(result, len(tokens))
     if recorder is not None and receipt is not None:
         described["receipt"] = _write(recorder, result.reason, receipt)
@@ -107,10 +112,18 @@ def verify(
     nonce: str | None,
     dtype: str | None,
     step: int | None,
+    trace: Path | None,
+    layer: int | None,
 ) -> tuple[dict[str, Any], str]:
-    """Check a generation's receipt by one pass over prompt and tokens: what was found, as JSON values and as a line."""
+    """Check a generation's receipt by one pass over prompt and tokens: what was found, as JSON values and as a line.
+
+    step: only this token; trace, layer: only this layer, on the tensors of a trace of the generation.
+    """
     from ree import signing
     from ree.lm import check, generation
+
+    if (trace is None) != (layer is None) or (layer is not None and step is not None):
+        raise InputError("--trace FILE and --layer N go together, and without --step")
 
     envelope, trusted = generation.load(receipt), signing.trusted(keys)
     stated = generation.read(envelope, trusted)  # a receipt that is no good needs no model
@@ -120,17 +133,54 @@ def verify(
     with _Progress() as progress:
         found = _open(model, dtype, progress)
         tokens = prompt_tokens(found, text, stated.claim.chat_template_id is not None)
+        expected = None if nonce is None else signing.digest(nonce, "--nonce")
+        if trace is not None and layer is not None:
+            check.expect(stated.claim, found, tokens, opening, expected)
+            return _verify_layer(found, stated, tokens, trace, layer, progress)
         verified = check.verify(
             envelope,
             found,
             tokens,
             salt=opening,
             trusted_keys=trusted,
-            nonce=None if nonce is None else signing.digest(nonce, "--nonce"),
+            nonce=expected,
             only=None if step is None else range(step, step + 1),
             progress=lambda done, total: progress.tell(f"checking: {done} of {total} tokens read"),
         )
     return _verdict(verified, trusted is not None)
+
+
+def _verify_layer(
+    model: LanguageModel, receipt: Receipt, tokens: list[int], path: Path, layer: int, progress: _Progress
+) -> tuple[dict[str, Any], str]:
+    """Compute one layer of a generation's trace again, on the trace's own tensors."""
+    import ree
+    from ree.commit.local import inconsistencies
+    from ree.lm import layers, tracing
+
+    progress.tell("reading the trace")
+    trace = ree.load_trace(path, model.program)
+    tracing.check(trace, receipt.claim, tokens, model.vocab_size)
+    of = layers.of_stages(trace.manifest.stages)
+    chosen = [number for number, found in enumerate(of) if found == layer]
+    if not chosen:
+        raise InputError(f"the model has the layers {max(min(of), 0)} to {max(of)}, not {layer}")
+    progress.tell(f"computing layer {layer}")
+    if wrong := inconsistencies(trace, chosen):
+        raise VerificationError(f"layer {layer}: stage {wrong[0][0]} of the trace, element {wrong[0][1]}, is wrong")
+    result = {
+        "receipt_id": receipt.id.hex(),
+        "signer": receipt.signer.id,
+        "verified": "one layer, on the tensors of the trace",
+        "trace_root": trace.root.hex(),
+        "layer": layer,
+        "stages": len(chosen),
+    }
+    line = (
+        f"layer {layer} holds: its {len(chosen)} of {len(of)} stages follow from what the trace says they read, and "
+        f"the trace's logits are the receipt's; signed by {receipt.signer.id}"
+    )
+    return result, line
 
 
 def _verdict(verified: Any, is_trusted: bool) -> tuple[dict[str, Any], str]:

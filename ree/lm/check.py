@@ -86,6 +86,24 @@ def verify(
     began = time.monotonic()
     found = generation.read(envelope, trusted_keys)
     stated = found.claim
+    prompt = expect(stated, model, prompt_tokens, salt, nonce)
+    steps = _checked_steps(only, len(stated.tokens))
+    _check_end(stated, model, prompt.tolist())
+    rows = _check_steps(stated, model, prompt, steps, progress or _unwatched)
+    return Verified(found, salt is not None, steps, rows, time.monotonic() - began)
+
+
+def expect(
+    stated: Generation,
+    model: Model,
+    prompt_tokens: Sequence[int] | np.ndarray,
+    salt: bytes | None,
+    nonce: bytes | None = None,
+) -> np.ndarray:
+    """The prompt's tokens (u32), if the claim is about this model and this prompt, as far as that shows without a run.
+
+    VerificationError: it is not; InputError: the prompt is none of this model's.
+    """
     prompt = generation.token_array(prompt_tokens)
     _check_model(stated, model)
     stated.expect(prompt_length=len(prompt), **({} if nonce is None else {"nonce": nonce}))
@@ -93,10 +111,7 @@ def verify(
         raise InputError(f"a token of the prompt is not one of the model's {model.vocab_size}")
     if salt is not None:
         stated.open_prompt(salt, generation.prompt_id(prompt))
-    steps = _checked_steps(only, len(stated.tokens))
-    _check_end(stated, model, prompt.tolist())
-    rows = _check_steps(stated, model, prompt, steps, progress or _unwatched)
-    return Verified(found, salt is not None, steps, rows, time.monotonic() - began)
+    return prompt
 
 
 def _unwatched(done: int, total: int) -> None:
