@@ -53,7 +53,7 @@ $(STAMPS)/demo: $(STAMPS)/install pyproject.toml
 	touch $@
 
 $(STAMPS)/test: $(STAMPS)/demo
-	$(call install_extras,test)
+	$(call install_extras,serve test)
 	touch $@
 
 $(STAMPS)/dev: $(STAMPS)/test
@@ -107,6 +107,7 @@ fuzz: $(STAMPS)/test
 	$(PY) -m tests.fuzz_trace $(FUZZ_COUNT)
 	$(PY) -m tests.fuzz_spot $(FUZZ_COUNT)
 	$(PY) -m tests.fuzz_dispute $(FUZZ_COUNT)
+	$(PY) -m tests.fuzz_generation $(FUZZ_COUNT)
 	HYPOTHESIS_PROFILE=long $(PY) -m pytest -q tests/test_random_graphs.py
 
 exhaustive: $(STAMPS)/test

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from ree import cli_dispute, cli_generate, cli_proof, cli_receipt
+from ree import cli_dispute, cli_generate, cli_proof, cli_receipt, cli_serve
 from ree.errors import Error, InputError, VerificationError
 
 FAILED, BAD = 1, 2
@@ -345,6 +345,7 @@ cli_receipt.add_to(app)
 cli_proof.add_to(app)
 cli_dispute.add_to(app)
 cli_generate.add_to(app)
+cli_serve.add_to(app)
 
 
 def main(arguments: list[str] | None = None) -> None:
