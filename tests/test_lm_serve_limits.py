@@ -14,7 +14,7 @@ from typing import Any
 import openai
 import pytest
 
-from ree.lm.serve import connection, guard
+from ree.lm.serve import connection, guard, run
 from ree.lm.serve.service import PREPARERS
 from tests.lm_fakes import END, FakeEngine, FakeModel
 from tests.serve_case import RESET, Running, open_files, request_bytes, serving, until
@@ -132,6 +132,20 @@ def test_one_who_does_not_read_is_dropped() -> None:
         assert found["finish"] == "stalled"
         until(lambda: open_files() <= files + 1)  # only his own end is left
         assert b"[DONE]" not in rest(client)
+        client.close()
+
+
+def test_one_who_never_takes_a_whole_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the server is done with it, only the system still holds it."""
+    monkeypatch.setattr(run, "UNREAD_MS", 300)
+    with serving(FakeModel(FakeEngine(slots=1)), send_bytes=4096) as running:
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((running.server.host, running.server.port))
+        client.sendall(request_bytes(ENDLESS | {"logprobs": 20}))
+        assert running.logged(status=200)["completion_tokens"] == 4000
+        assert running.is_idle()
+        until(lambda: not running.server._uvicorn.server_state.connections)
         client.close()
 
 

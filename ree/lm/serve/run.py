@@ -20,6 +20,7 @@ from ree.lm.serve.log import Forward
 from ree.lm.serve.service import Service
 
 DRAIN_S = 30.0
+UNREAD_MS = 60_000  # what was sent may lie so long with a client who does not take it, then the system cuts him off
 _LAST_WRITES_S = 5  # for answers that are complete to reach their clients
 _STOP_S = 5.0  # for a step of the engine to end
 
@@ -76,8 +77,9 @@ class Server:
 
     def run(self) -> None:
         """Serve until `stop`, or in the main thread SIGTERM or SIGINT; then close the service."""
-        logger = logging.getLogger("uvicorn.error")
-        logger.handlers, logger.propagate = [Forward(self._service.log)], False
+        for name in ("uvicorn.error", "asyncio"):
+            logger = logging.getLogger(name)
+            logger.handlers, logger.propagate = [Forward(self._service.log)], False
         self._service.batch.start()
         try:
             asyncio.run(self._serve())
@@ -131,6 +133,7 @@ def bind(host: str, port: int) -> socket.socket:
         bound = socket.socket(found[0], socket.SOCK_STREAM)
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MS)  # connections inherit it
             bound.bind(found[4])
         except BaseException:
             bound.close()
