@@ -92,10 +92,14 @@ def weight(p: np.float32) -> int:
 
 @dataclass(frozen=True)
 class Draw:
-    """A token and what led to it: tokens kept in order, their weight, random bits, the number below that weight."""
+    """A token and what led to it.
+
+    kept: tokens in order; weights: of all tokens; total: of those kept; bits: the random ones; number: below total.
+    """
 
     token: int
     kept: list[int]
+    weights: list[int]
     total: int
     bits: int
     number: int
@@ -110,7 +114,7 @@ def draw(logits: np.ndarray, s: Sampling, prompt: Sequence[int], drawn: Sequence
         ranked = order(x)
         bits = random_bits(s.seed, position)
         if s.temperature == 0:
-            return Draw(ranked[0], ranked[:1], 0, bits, 0)
+            return Draw(ranked[0], ranked[:1], [], 0, bits, 0)
         p = function("exp", differences(x) / F(s.temperature))
     kept = ranked[: s.top_k or len(ranked)]
     kept = [token for token in kept if p[token] >= F(s.min_p)]
@@ -124,7 +128,7 @@ def draw(logits: np.ndarray, s: Sampling, prompt: Sequence[int], drawn: Sequence
     for token in sorted(prefix):
         below += weights[token]
         if below > number:
-            return Draw(token, prefix, total, bits, number)
+            return Draw(token, prefix, weights, total, bits, number)
     raise AssertionError("the sum of weights exceeds any number below it")
 
 

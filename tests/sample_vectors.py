@@ -80,6 +80,9 @@ CASES = {
     "top_p 0.9": Case(numbers(2), replace(WARM, top_p=0.9)),
     "top_p among equal logits": Case(TIED, replace(WARM, temperature=4.0, top_p=0.5)),
     "top_p of exactly half": Case(placed(np.full(VOCAB, -INF, np.float32), {3: 1.0, 9: 1.0}), replace(WARM, top_p=0.5)),
+    "top_p of half an odd weight": Case(
+        placed(np.full(VOCAB, -INF, np.float32), {3: 1.0, 9: 1.0, 11: -28.8}), replace(WARM, top_p=0.5)
+    ),
     "the smallest top_p": Case(numbers(2), replace(WARM, top_p=2.0**-149)),
     "min_p 0.1": Case(numbers(2), replace(WARM, min_p=0.1)),
     "min_p 1": Case(placed(TIED, {7: 9.0, 21: 9.0}), replace(WARM, min_p=1.0)),

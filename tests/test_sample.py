@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import platform
 import threading
@@ -176,6 +178,61 @@ def test_random_bits_are_philox_of_seed_and_position() -> None:
         program = b.finish(philox(b, words, key)[:2], [DType.U32] * 2)
         high, low = (int(word[0]) for word in interpret(program, [], (1,)))
         assert high << 32 | low == reference.random_bits(seed, position)
+        for isa in ISAS:
+            assert cpu.load(isa).lib.ree_sample_random_bits(seed, position) == reference.random_bits(seed, position)
+
+
+@contextlib.contextmanager
+def number_drawn(number: int, total: int) -> Iterator[None]:
+    """Random bits that give this number below the total; chance does not meet all that matter."""
+    smallest = -(-(number << 64) // total)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Sampler, "_random_bits", lambda _: smallest)
+        patch.setattr(reference, "random_bits", lambda *_: smallest)
+        yield
+
+
+@settings(max_examples=100, deadline=None)
+@given(logit_arrays(), st.data())
+def test_each_token_has_its_range_of_random_bits(logits: np.ndarray, data: st.DataObject) -> None:
+    sampling = data.draw(samplings(len(logits), coldest=0.125))
+    found = reference.draw(logits, sampling, [], [], 0)
+    assert found is not None
+    end = data.draw(st.sampled_from(sorted(itertools.accumulate(found.weights[token] for token in sorted(found.kept)))))
+    for number in {max(end - 1, 0), min(end, found.total - 1)}:
+        with number_drawn(number, found.total):
+            expected = reference.draw(logits, sampling, [], [], 0)
+            assert expected is not None and expected.number == number
+            assert drawn_by_all(logits, sampling) == expected.token
+
+
+def test_weights_have_43_bits() -> None:
+    """Every range of 200 tokens of which most weigh a few units of the last place."""
+    logits = np.random.default_rng(2).uniform(-31, -27, 200).astype(np.float32)
+    logits[100] = 0
+    sampling = Sampling(temperature=1.0)
+    found = reference.draw(logits, sampling, [], [], 0)
+    assert found is not None and 0 in found.weights and 1 in found.weights and found.weights[100] == 1 << 43
+    end = 0
+    for token, weight in enumerate(found.weights):
+        end += weight
+        if weight:
+            with number_drawn(end - 1, found.total):
+                assert drawn_by_all(logits, sampling) == token
+    assert end == found.total
+
+
+@settings(max_examples=200, deadline=None)
+@given(f32(-50, 50), st.integers(0, 5), st.data())
+def test_bias_and_penalties_are_rounded_step_by_step(logit: float, count: int, data: st.DataObject) -> None:
+    """Token 0 is the first of equal ones beside the value expected of it, and less than the next number."""
+    sampling = data.draw(samplings(1))
+    sampling = replace(sampling, temperature=0.0, logit_bias=((0, data.draw(f32(-100, 100))),))
+    logits = np.array([logit, 0], np.float32)
+    expected = reference.adjusted(logits, sampling, [0], [0] * count)[0]
+    for value, token in ((expected, 0), (np.nextafter(expected, np.float32(np.inf)), 1)):
+        logits[1] = value
+        assert drawn_by_all(logits, sampling, [0], [0] * count) == token
 
 
 @pytest.mark.parametrize("isa", ISAS)

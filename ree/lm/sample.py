@@ -224,7 +224,7 @@ class Sampler:
         """What of `ree_sample`'s arguments the request alone decides, and the arrays that they point to."""
         pairs = self.sampling.logit_bias
         with cpu.default_fp_state():  # numbers become float32
-            fields = {name: getattr(self.sampling, name) for name in (*_RANGES, "top_k", "seed")}
+            fields = {name: getattr(self.sampling, name) for name in (*_RANGES, "top_k")}
             args = self._kernels.ffi.new("ree_sample_args *", fields)
             biases = np.array([bias for _, bias in pairs], np.float32)
         arrays = [np.array([token for token, _ in pairs], np.int32), biases]
@@ -243,7 +243,7 @@ class Sampler:
         self._check_length(1)
         pointer = self._logits(logits)
         args = self._kernels.ffi.new("ree_sample_args *", self._fixed[0])
-        args.logits, args.position = pointer, self.position
+        args.logits, args.random_bits = pointer, self._random_bits()
         if self._history is not None:
             args.seen_tokens = self._history.size
             args.seen = self._pointer("int32_t[]", self._history.tokens)
@@ -292,6 +292,10 @@ class Sampler:
         self._last = token
         if self._history is not None:
             self._history.add(token)
+
+    def _random_bits(self) -> int:
+        """The 64 random bits of the next token."""
+        return int(self._kernels.lib.ree_sample_random_bits(self.sampling.seed, self.position))
 
     def _check_length(self, more: int) -> None:
         if self.position + more > HISTORY_MAX:

@@ -226,7 +226,7 @@ REE_INLINE void exps(const float *x, int64_t n, float max, float temperature, fl
     for (int64_t i = 0; i < n; i++) p[i] = exp_f32(p[i]); /* apart: else the compiler branches, and no vectors */
 }
 
-/* rint(p * 2^43), 0 where p < min_p. What lies below e^-64 has no weight, and keeping it from being subnormal is quick. */
+/* rint(p * 2^43), 0 where p < min_p. What lies below e^-64 has no weight; no exp of it makes a slow subnormal. */
 static void weigh(const shape *s, const float *x, int64_t n, uint64_t *weights)
 {
     float p[BLOCK];
@@ -328,8 +328,7 @@ static int64_t find(const values *v, const shape *s, cut c, const uint64_t *sums
 
 /* ---- random numbers ----------------------------------------------------------------- */
 
-/* 64 bits of Philox4x32-10: words 0 (high) and 1; counter (position, 0, 1), key seed. */
-static uint64_t random_bits(uint64_t seed, uint64_t position)
+uint64_t ree_sample_random_bits(uint64_t seed, uint64_t position)
 {
     uint32_t c0 = (uint32_t)position, c1 = (uint32_t)(position >> 32), c2 = 0, c3 = 1;
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
@@ -382,8 +381,8 @@ static __attribute__((noinline)) int64_t draw(const ree_sample_args *a, const me
         c = cut_of_weight(&v, &s, total, need, m);
         total = c.weight;
     }
-    const uint64_t bits = random_bits(a->seed, a->position);
-    const int64_t place = find(&v, &s, c, m->sums, (uint64_t)((unsigned __int128)bits * total >> 64));
+    const uint64_t number = (uint64_t)((unsigned __int128)a->random_bits * total >> 64);
+    const int64_t place = find(&v, &s, c, m->sums, number);
     return v.tokens ? v.tokens[place] : place;
 }
 

@@ -21,8 +21,11 @@ typedef struct {
     float repetition_penalty, presence_penalty, frequency_penalty;
     float temperature, top_p, min_p;
     int64_t top_k;
-    uint64_t seed, position;
+    uint64_t random_bits;
 } ree_sample_args;
+
+/* The random bits for a position: words 0 (high) and 1 of Philox4x32-10; counter (position, 0, 1), key seed. */
+uint64_t ree_sample_random_bits(uint64_t seed, uint64_t position);
 
 /* The token, or REE_SAMPLE_NAN if a logit is NaN. */
 int64_t ree_sample(const ree_sample_args *args, void *scratch);
