@@ -6,7 +6,9 @@ how they were cut into steps nor on what else is in a step (docs/SPEC.md, "Strea
 
 from __future__ import annotations
 
+import bisect
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,12 +17,14 @@ import numpy as np
 from ree import dims
 from ree.errors import InputError, LimitError
 from ree.limits import SEQUENCES_MAX, STEP_ROWS_MAX
-from ree.plan.plan import Plan
+from ree.plan.plan import Arena, Plan
 from ree.plan.stream import CHUNK, Layer, Stream
 from ree.program import Program
 
 TOKENS, POSITIONS, ROWS = 0, 1, 2  # inputs of the program
 _ALIGNED_FLOATS = 16  # a cache line
+_STEPS_PER_DOUBLING = 8  # numbers of rows that are planned for
+_PLANS_MAX = 64  # that are kept; a plan is made in a fraction of a second
 
 
 class Row(NamedTuple):
@@ -55,12 +59,12 @@ class Engine:
             vocab,
         )
         self._lengths: list[int | None] = [None] * slots  # tokens of each sequence; None: the slot is free
-        self._plans: dict[tuple[int, int], Plan] = {}
+        self._plans: OrderedDict[tuple[int, int], Plan] = OrderedDict()
+        self._arena = Arena()  # all plans', since they take turns
         self._sizes = _sizes(rows_max)
         self._lock = threading.Lock()
         self._held_context = -(-context // CHUNK) * CHUNK
-        first, layers = self._plan(1, 1)
-        self._plans[1, 1] = first
+        self._plans[1, 1], layers = self._plan(1, 1)
         self._cache = _Cache(layers, slots, self._held_context)
 
     # -- sequences --------------------------------------------------------------------------
@@ -135,12 +139,19 @@ class Engine:
         chosen = np.zeros(outputs, np.int64)
         chosen[: len(wanted)] = wanted
         logits = np.empty((outputs, self.vocab_size), np.float32)
-        if (count, outputs) not in self._plans:
-            self._plans[count, outputs] = self._plan(count, outputs)[0]
         inputs = [array.ctypes.data for array in (tokens, positions, chosen)]
         state = [slots.ctypes.data, *self._cache.addresses]
-        self._plans[count, outputs].run(inputs, [logits.ctypes.data], state)
+        self._kept_plan(count, outputs).run(inputs, [logits.ctypes.data], state)
         return logits[: len(wanted)]
+
+    def _kept_plan(self, count: int, outputs: int) -> Plan:
+        key = (count, outputs)
+        if key not in self._plans:
+            self._plans[key] = self._plan(count, outputs)[0]
+            if len(self._plans) > _PLANS_MAX:
+                self._plans.popitem(last=False)
+        self._plans.move_to_end(key)
+        return self._plans[key]
 
     def _plan(self, count: int, outputs: int) -> tuple[Plan, list[Layer]]:
         graph = self.program.graph
@@ -149,16 +160,16 @@ class Engine:
             sizes.update(dict.fromkeys(dims.symbols(graph.inputs[number].type.shape[axis]), size))
         stream = Stream(POSITIONS, self._held_context)
         plan = self.program.streamed_plan(tuple(sizes[name] for name in graph.symbols), stream)
+        plan.share(self._arena)
         return plan, stream.layers
 
 
 def _sizes(rows_max: int) -> list[int]:
-    """For each number of rows the one that is planned for: at most a third more, and few different ones."""
-    steps = sorted({min(rows_max, n << k) for n in (1, 2, 3) for k in range(rows_max.bit_length())} | {0})
-    found = []
-    for n in range(rows_max + 1):
-        found.append(next(s for s in steps if s >= n))
-    return found
+    """For each number of rows the one that is planned for: at most an eighth more, and few different ones."""
+    steps = {0, rows_max}
+    steps |= {n << k for n in range(1, _STEPS_PER_DOUBLING * 2) for k in range(rows_max.bit_length())}
+    planned = sorted(n for n in steps if n <= rows_max)
+    return [planned[bisect.bisect_left(planned, n)] for n in range(rows_max + 1)]
 
 
 class _Cache:

@@ -29,18 +29,36 @@ def _address(memory: Any) -> int:
     return int(cpu.runtime().ffi.cast("uintptr_t", memory))
 
 
+class Arena:
+    """Memory for the values between a plan's steps; plans that take turns may share one, which grows with them."""
+
+    def __init__(self) -> None:
+        self._memory: Any = None
+        self._size_bytes = 0
+
+    def of(self, size_bytes: int) -> Any:
+        """At least so much memory; LimitError if there is none."""
+        if self._memory is None or size_bytes > self._size_bytes:
+            self._memory = None  # first, so that both need not be there at once
+            try:
+                self._memory, self._size_bytes = cpu.allocate(max(64, size_bytes)), size_bytes
+            except KernelError:
+                raise LimitError(f"no memory for {size_bytes} bytes of intermediate tensors") from None
+        return self._memory
+
+
 class Plan:
     """Steps over placed buffers; one run at a time (the caller holds a lock).
 
-    The arena belongs to the plan, unless a run is given one that keeps the results of all groups; inputs and
-    outputs are the caller's at each run. results: one for each group, in order.
+    The arena belongs to the plan, unless it shares one or a run is given one that keeps the results of all groups;
+    inputs and outputs are the caller's at each run. results: one for each group, in order.
     """
 
     def __init__(self, graph: Graph, steps: list[Step], results: list[Result], weights: Weights) -> None:
         self.graph, self.steps, self.results, self.weights = graph, steps, results, weights
         self._status = np.zeros(1, np.int64)
         self._offsets, self.arena_bytes = self._place(frozenset())
-        self._arena: Any = None
+        self._arena = Arena()
         self._linked = (0, False)  # address of the arena that the steps' pointers lead into; whether it keeps results
         self._hashing: list[Step] = []
         self.spare: list[Any] = []  # an arena of `kept_bytes` that is free: fresh memory costs more than hashing it
@@ -73,13 +91,9 @@ class Plan:
         """Where a result that is no output lies after a run in this arena."""
         return _address(arena) + self._kept[0].get(result.slot.buffer, 0) + result.slot.offset_bytes
 
-    def _own_arena(self) -> Any:
-        if self._arena is None:
-            try:
-                self._arena = cpu.allocate(max(64, self.arena_bytes))
-            except KernelError:
-                raise LimitError(f"no memory for {self.arena_bytes} bytes of intermediate tensors") from None
-        return self._arena
+    def share(self, arena: Arena) -> None:
+        """Run in memory that other plans use, too; never two of them at once."""
+        self._arena = arena
 
     # -- preparation --------------------------------------------------------------------
     def compile(self) -> None:
@@ -206,7 +220,7 @@ class Plan:
         return node is not None and operator(node.op).kind == "view"
 
     def _run(self, table: Any, length: int, inputs: Sequence[int], outputs: Sequence[int], arena: Any) -> None:
-        self._link_arena(_address(self._own_arena() if arena is None else arena), arena is not None)
+        self._link_arena(_address(self._arena.of(self.arena_bytes) if arena is None else arena), arena is not None)
         self._point(input=inputs, output=outputs)
         self._status[0] = 0
         try:
