@@ -132,6 +132,10 @@ def verify(
     text = _prompt(prompt, prompt_file)
     with _Progress() as progress:
         found = _open(model, dtype, progress)
+        if stated.claim.program_id != found.program_id:
+            mine, theirs = found.program_id.hex(), stated.claim.program_id.hex()
+            why = f"as {found.dtype}: another model, or another --dtype"
+            raise VerificationError(f"the receipt's programId is {theirs}, that of this folder {mine} {why}")
         tokens = prompt_tokens(found, text, stated.claim.chat_template_id is not None)
         expected = None if nonce is None else signing.digest(nonce, "--nonce")
         if trace is not None and layer is not None:

@@ -14,6 +14,7 @@ import numpy as np
 from ree.graph import Constant, Data, Graph, check
 from ree.lower import Lowering, T
 from ree.ops.int8 import LARGEST, product
+from ree.passes import prune
 from ree.types import DType, TensorType
 
 COLUMNS_MIN = 64  # a product with fewer columns stays in floats: a router of experts, whose choice an error could turn
@@ -25,8 +26,7 @@ def quantise(graph: Graph) -> Graph:
     The matrices must be f32, bf16 or f16, and lie as [columns, k] behind a permute, as `ree.passes.k_major` leaves
     them.
     """
-    rewriting = _Rewriting(graph)
-    result = rewriting.run()
+    result = prune(_Rewriting(graph).run())
     check(result)
     return result
 
