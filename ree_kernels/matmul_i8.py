@@ -29,7 +29,7 @@ def pack_matrix_i8(kernels: Kernels, source: np.ndarray) -> np.ndarray:
     uint8 [ree_pack_b_i8_bytes(n, k)], aligned to 64 bytes; packed for the instruction set of `kernels` alone.
     """
     k, n = source.shape
-    n_bytes = int(kernels.lib.ree_pack_b_i8_bytes(n, k))
+    n_bytes = packed_bytes_i8(kernels, k, n)
     packed = uninitialised(-(-n_bytes // 4)).view(np.uint8)[:n_bytes]
     args = kernels.ffi.new("ree_pack_b_i8_args *")
     args.packed = kernels.ffi.cast("int8_t *", packed.ctypes.data)
@@ -40,6 +40,20 @@ def pack_matrix_i8(kernels: Kernels, source: np.ndarray) -> np.ndarray:
     panels = max(1, _PACK_BOX_BYTES // (panel_cols * max(k, 1)))
     cpu.run_kernel(kernels, "ree_pack_b_i8_box", args, (1, n), (1, panels * panel_cols))
     return packed
+
+
+def packed_bytes_i8(kernels: Kernels, k: int, n: int) -> int:
+    """The bytes of a packed matrix [k, n]."""
+    return int(kernels.lib.ree_pack_b_i8_bytes(n, k))
+
+
+def unpack_column_i8(kernels: Kernels, packed: np.ndarray, k: int, col: int) -> np.ndarray:
+    """Column `col` of a packed matrix with k rows: int8 [k]."""
+    cols = int(kernels.lib.ree_panel_i8_cols())
+    words = packed.view(np.int8).reshape(-1, cols, 4)  # a panel is a row of sums, then one for each four k's
+    steps = -(-k // 4)
+    first = col // cols * (steps + 1) + 1
+    return words[first : first + steps, col % cols].reshape(-1)[:k]
 
 
 def matmul_i8_plan(kernels: Kernels, m: int, n: int, k: int, n_threads: int) -> MatmulPlan:

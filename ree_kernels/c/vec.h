@@ -186,6 +186,34 @@ REE_INLINE vu vu_rotate(vu v, const int n)
 #endif
 }
 
+/* W signed bytes, widened. */
+REE_INLINE vu vu_load_i8(const int8_t *p)
+{
+#if defined(REE_ISA_AVX512)
+    return (vu)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p));
+#elif defined(REE_ISA_AVX2)
+    return (vu)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
+#else
+    return (vu){(uint32_t)p[0], (uint32_t)p[1], (uint32_t)p[2], (uint32_t)p[3]};
+#endif
+}
+
+/* A `vl` holds W / 2 signed 64-bit words; + is lane by lane. */
+typedef int64_t vl __attribute__((vector_size(W * 4), may_alias));
+/* In each lane the product of the lower halves, taken as signed. */
+REE_INLINE vl vl_mul_halves(vl a, vl b)
+{
+#if defined(REE_ISA_AVX512)
+    return (vl)_mm512_mul_epi32((__m512i)a, (__m512i)b);
+#elif defined(REE_ISA_AVX2)
+    return (vl)_mm256_mul_epi32((__m256i)a, (__m256i)b);
+#elif defined(REE_ISA_NEON)
+    return (vl)vmull_s32(vmovn_s64((int64x2_t)a), vmovn_s64((int64x2_t)b));
+#else
+    return (vl){(int64_t)(int32_t)a[0] * (int32_t)b[0], (int64_t)(int32_t)a[1] * (int32_t)b[1]};
+#endif
+}
+
 REE_INLINE float f32_canonical(float x)
 {
     const uint32_t quiet = 0x7fc00000;
