@@ -78,7 +78,7 @@ class Bench:
 
     def weights_bytes(self) -> int:
         """Bytes of packed weights that one step reads."""
-        return int(sum(packed.nbytes for packed in self.model.program._weights._packed))
+        return self.model.program.weights.packed_bytes
 
     def generate(self, new: int, records: Any = None) -> Any:
         from ree.lm.generate import Wanted, generate

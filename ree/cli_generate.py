@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from ree.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
+    from ree.commit.keys import PublicKey
     from ree.lm.generate import Generated, Wanted
     from ree.lm.generation import Receipt, Recorder
     from ree.lm.model import LanguageModel
@@ -25,6 +27,7 @@ PromptFile = Annotated[Path | None, typer.Option(help="A file with the prompt; -
 Dtype = Annotated[str | None, typer.Option(help="fp32, bf16 or int8; the folder's own if not given.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads; the result does not depend on them.")]
 TEXT_BYTES_MAX = 16 << 20
+ANYONE = "; anyone may have signed it: name the key that you trust with --key"
 
 
 def add_to(root: typer.Typer) -> None:
@@ -70,7 +73,7 @@ def generate(
         "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
         "repetition_penalty": repetition_penalty,
     }  # fmt: skip
-    with _Progress() as progress:
+    with Progress() as progress:
         found = _open(model, dtype, progress)
         tokens = prompt_tokens(found, text, chat)
         stops = frozenset() if ignore_eos else frozenset(found.folder.eos_ids)
@@ -102,6 +105,50 @@ def generate(
         print(f"receipt {described['receipt']['id']}, {receipt}", file=sys.stderr)
 
 
+@dataclass(frozen=True)
+class Expected:
+    """A receipt whose signature and statement are good, of this model and prompt as far as shows without a run."""
+
+    envelope: bytes
+    receipt: Receipt
+    model: LanguageModel
+    tokens: list[int]
+    salt: bytes | None
+    nonce: bytes | None
+    keys: list[PublicKey] | None
+
+
+def expected(
+    receipt: Path,
+    model: Path,
+    prompt: str | None,
+    prompt_file: Path | None,
+    keys: list[str] | None,
+    salt: Path | None,
+    nonce: str | None,
+    dtype: str | None,
+    progress: Progress,
+) -> Expected:
+    """Read a receipt, its model and its prompt; VerificationError: they do not belong together."""
+    from ree import signing
+    from ree.lm import check, generation
+
+    envelope, trusted = generation.load(receipt), signing.trusted(keys)
+    found = generation.read(envelope, trusted)  # a receipt that is no good needs no model
+    beside = receipt.with_name(receipt.name + signing.SALT_SUFFIX)
+    opening = signing.read_salt(salt or (beside if beside.exists() else None))
+    text = _prompt(prompt, prompt_file)
+    lm = _open(model, dtype, progress)
+    if found.claim.program_id != lm.program_id:
+        mine, theirs = lm.program_id.hex(), found.claim.program_id.hex()
+        why = f"as {lm.dtype}: another model, or another --dtype"
+        raise VerificationError(f"the receipt's programId is {theirs}, that of this folder {mine} {why}")
+    tokens = prompt_tokens(lm, text, found.claim.chat_template_id is not None)
+    wanted = None if nonce is None else signing.digest(nonce, "--nonce")
+    check.expect(found.claim, lm, tokens, opening, wanted)
+    return Expected(envelope, found, lm, tokens, opening, wanted, trusted)
+
+
 def verify(
     receipt: Path,
     model: Path,
@@ -119,52 +166,37 @@ def verify(
 
     step: only this token; trace, layer: only this layer, on the tensors of a trace of the generation.
     """
-    from ree import signing
-    from ree.lm import check, generation
+    from ree.lm import check
 
     if (trace is None) != (layer is None) or (layer is not None and step is not None):
         raise InputError("--trace FILE and --layer N go together, and without --step")
-
-    envelope, trusted = generation.load(receipt), signing.trusted(keys)
-    stated = generation.read(envelope, trusted)  # a receipt that is no good needs no model
-    beside = receipt.with_name(receipt.name + signing.SALT_SUFFIX)
-    opening = signing.read_salt(salt or (beside if beside.exists() else None))
-    text = _prompt(prompt, prompt_file)
-    with _Progress() as progress:
-        found = _open(model, dtype, progress)
-        if stated.claim.program_id != found.program_id:
-            mine, theirs = found.program_id.hex(), stated.claim.program_id.hex()
-            why = f"as {found.dtype}: another model, or another --dtype"
-            raise VerificationError(f"the receipt's programId is {theirs}, that of this folder {mine} {why}")
-        tokens = prompt_tokens(found, text, stated.claim.chat_template_id is not None)
-        expected = None if nonce is None else signing.digest(nonce, "--nonce")
+    with Progress() as progress:
+        found = expected(receipt, model, prompt, prompt_file, keys, salt, nonce, dtype, progress)
         if trace is not None and layer is not None:
-            check.expect(stated.claim, found, tokens, opening, expected)
-            return _verify_layer(found, stated, tokens, trace, layer, progress)
+            return _verify_layer(found, trace, layer, progress)
         verified = check.verify(
-            envelope,
-            found,
-            tokens,
-            salt=opening,
-            trusted_keys=trusted,
-            nonce=expected,
+            found.envelope,
+            found.model,
+            found.tokens,
+            salt=found.salt,
+            trusted_keys=found.keys,
+            nonce=found.nonce,
             only=None if step is None else range(step, step + 1),
             progress=lambda done, total: progress.tell(f"checking: {done} of {total} tokens read"),
         )
-    return _verdict(verified, trusted is not None)
+    return _verdict(verified, found.keys is not None)
 
 
-def _verify_layer(
-    model: LanguageModel, receipt: Receipt, tokens: list[int], path: Path, layer: int, progress: _Progress
-) -> tuple[dict[str, Any], str]:
+def _verify_layer(expected: Expected, path: Path, layer: int, progress: Progress) -> tuple[dict[str, Any], str]:
     """Compute one layer of a generation's trace again, on the trace's own tensors."""
     import ree
     from ree.commit.local import inconsistencies
     from ree.lm import layers, tracing
 
+    receipt = expected.receipt
     progress.tell("reading the trace")
-    trace = ree.load_trace(path, model.program)
-    tracing.check(trace, receipt.claim, tokens, model.vocab_size)
+    trace = ree.load_trace(path, expected.model.program)
+    tracing.check(trace, receipt.claim, expected.tokens, expected.model.vocab_size)
     of = layers.of_stages(trace.manifest.stages)
     chosen = [number for number, found in enumerate(of) if found == layer]
     if not chosen:
@@ -184,7 +216,7 @@ def _verify_layer(
         f"layer {layer} holds: its {len(chosen)} of {len(of)} stages follow from what the trace says they read, and "
         f"the trace's logits are the receipt's; signed by {receipt.signer.id}"
     )
-    return result, line
+    return result, line + ("" if expected.keys else ANYONE)
 
 
 def _verdict(verified: Any, is_trusted: bool) -> tuple[dict[str, Any], str]:
@@ -206,7 +238,7 @@ def _verdict(verified: Any, is_trusted: bool) -> tuple[dict[str, Any], str]:
         f"the receipt holds: {what} follow from the prompt, checked by reading {verified.rows} tokens in one pass "
         f"({verified.seconds:.2f} s) instead of {count} steps; signed by {verified.receipt.signer.id}"
     )
-    line += "" if is_trusted else "; anyone may have signed it: name the key that you trust with --key"
+    line += "" if is_trusted else ANYONE
     line += "" if verified.prompt_opened else "; without the salt, its commitment to the prompt was not opened"
     return result, line
 
@@ -215,7 +247,7 @@ def inspect(path: Path, dtype: str | None, text: Path | None) -> dict[str, Any]:
     """What a model folder holds; with a text, how well the model predicts it in fp32 and in this dtype."""
     from ree.lm.model import FP32
 
-    with _Progress() as progress:
+    with Progress() as progress:
         found = _open(path, dtype, progress)
         folder = found.folder
         described: dict[str, Any] = {
@@ -243,7 +275,7 @@ def inspect(path: Path, dtype: str | None, text: Path | None) -> dict[str, Any]:
     }
 
 
-def _perplexity(model: LanguageModel, tokens: list[int], progress: _Progress) -> float:
+def _perplexity(model: LanguageModel, tokens: list[int], progress: Progress) -> float:
     from ree.lm.perplexity import perplexity
 
     def tell(done: int) -> None:
@@ -282,7 +314,7 @@ def _read(file: Path, what: str) -> str:
         raise InputError(f"{what} is not UTF-8") from None
 
 
-def _open(path: Path, dtype: str | None, progress: _Progress) -> LanguageModel:
+def _open(path: Path, dtype: str | None, progress: Progress) -> LanguageModel:
     progress.tell("starting")
     from ree.lm.model import LanguageModel
 
@@ -338,14 +370,14 @@ def _describe(result: Generated, prompt_count: int) -> dict[str, Any]:
     }
 
 
-class _Progress:
+class Progress:
     """A line on standard error that says what is being done, on terminals only, until text comes."""
 
     def __init__(self) -> None:
         self._status = Console(file=sys.stderr).status("starting")
         self._is_shown = False
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> Progress:
         self._status.start()
         self._is_shown = True
         return self

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ree import cli_freivalds, cli_generate
 from ree.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def prove(
 
 
 def check(
-    proof: Annotated[Path, typer.Argument(help="A proof, as `ree prove` writes it.")],
+    proof: Annotated[Path, typer.Argument(help="A proof, as `ree prove` writes it; with --freivalds a trace file.")],
     receipt: Annotated[Path, typer.Argument(help="The receipt that it is about.")],
     file: Annotated[Path | None, typer.Argument(help="The .ree file, unless the proof is self-contained.")] = None,
     key: Annotated[list[str] | None, typer.Option(help="Public key (hex or PEM) whose receipts count.")] = None,
@@ -69,9 +70,44 @@ def check(
     inputs: Annotated[Path | None, typer.Option("--input", "-i", help="The input that the run must be on.")] = None,
     salt: Annotated[Path | None, typer.Option(help="File with the salt of the commitment to the input.")] = None,
     nonce: Annotated[str | None, typer.Option(help="The nonce that the receipt must carry, 64 hex digits.")] = None,
+    freivalds: Annotated[
+        bool, typer.Option("--freivalds", help="Check a trace of an int8 program without computing its products.")
+    ] = False,
+    model: Annotated[Path | None, typer.Option("--model", "-m", help="The model folder of a generation.")] = None,
+    prompt: cli_generate.Prompt = None,
+    prompt_file: cli_generate.PromptFile = None,
+    dtype: cli_generate.Dtype = None,
     as_json: Json = False,
 ) -> None:
-    """Check a proof without running anything or reading weights: exit code 0 if it holds, 1 if it does not."""
+    """Check a proof without running anything or reading weights: exit code 0 if it holds, 1 if it does not.
+
+    With --freivalds: a trace with all its tensors, of an int8 program. Products are checked by random projections, all
+    else is computed again from what the trace says that it read.
+    """
+    if freivalds:
+        if (seed, samples, inputs) != (None,) * 3:
+            raise InputError("--seed, --samples and --input go with proofs, not with --freivalds")
+        asked = cli_freivalds.Question(proof, receipt, file, model, prompt, prompt_file, dtype, key, salt, nonce)
+        result, line = cli_freivalds.check(asked)
+        print(json.dumps(result, indent=1) if as_json else line)
+        return
+    if (model, prompt, prompt_file, dtype) != (None,) * 4:
+        raise InputError("--model, a prompt and --dtype go with --freivalds")
+    _check_proof(proof, receipt, file, key, seed, samples, inputs, salt, nonce, as_json)
+
+
+def _check_proof(
+    proof: Path,
+    receipt: Path,
+    file: Path | None,
+    key: list[str] | None,
+    seed: str | None,
+    samples: int | None,
+    inputs: Path | None,
+    salt: Path | None,
+    nonce: str | None,
+    as_json: bool,
+) -> None:
     from ree import outline, signing
     from ree.commit import receipt as receipts
     from ree.spot import check as module

@@ -60,7 +60,7 @@ class Program(Outline):
 
         super().__init__(graph, inputs, outputs, trusted)
         self._rebuild = rebuild
-        self._weights = Weights(graph.constants)
+        self.weights = Weights(graph.constants)
         self._plans: OrderedDict[tuple[int, ...], Any] = OrderedDict()
         self._lock = threading.RLock()  # results that are computed again may be asked for while a plan is held
         self._watched: list[tuple[Any, int]] = []
@@ -228,7 +228,7 @@ class Program(Outline):
         from ree.plan.planner import Planner
 
         with cpu.default_fp_state():
-            return Planner(self.static(binding), self._weights).run()
+            return Planner(self.static(binding), self.weights).run()
 
     def streamed_plan(self, binding: tuple[int, ...], stream: Stream) -> Plan:
         """A compiled plan of this causal program that keeps keys and values in the caller's memory."""
@@ -236,7 +236,7 @@ class Program(Outline):
         from ree.plan.planner import Planner
 
         with self._lock, cpu.default_fp_state():
-            plan = Planner(self.static(binding), self._weights, stream).run()
+            plan = Planner(self.static(binding), self.weights, stream).run()
             plan.compile()
         return plan
 

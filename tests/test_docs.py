@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import ree.api
+from tests import lm_folders
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -24,7 +25,7 @@ def test_library_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     text = (ROOT / "docs" / "LIBRARY.md").read_text(encoding="utf-8")
     blocks = [code for language, code in FENCE.findall(text) if language == "python"]
     assert len(blocks) >= 5
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"folder": lm_folders.make(tmp_path / "folder")}
     for block in blocks:
         exec(compile(block, "docs/LIBRARY.md", "exec"), names)  # noqa: S102 (our own text)
     with torch.inference_mode():

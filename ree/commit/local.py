@@ -7,6 +7,7 @@ single stages can be looked at alone.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
@@ -81,6 +82,8 @@ class Check:
         """Compare a result, and put the claim's in its place."""
         stage = self.trace.manifest.stages[number]
         computed, claimed = self.place(number), self.claimed(number)
+        if same_bytes(computed, claimed):
+            return
         back = np.argsort(stage.order)
         element = first_difference(computed.transpose(back), claimed.transpose(back))
         if element is not None and not (self.found and self.found[-1][0] == number):
@@ -110,6 +113,17 @@ class Check:
         if result.slot.buffer.kind == "output":
             return self.outputs[result.slot.buffer.number].reshape(shape)
         return array_at(self.plan.kept_address(self.arena, result), dtype, shape, self.arena)
+
+
+def same_bytes(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays of one shape and dtype are known to have the same bytes; False says nothing."""
+    if not (a.flags.c_contiguous and b.flags.c_contiguous):
+        return False
+    return _memcmp(a.ctypes.data, b.ctypes.data, a.nbytes) == 0
+
+
+_memcmp = ctypes.CDLL(None).memcmp
+_memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 
 def first_difference(a: np.ndarray, b: np.ndarray) -> int | None:

@@ -18,7 +18,7 @@ from ree.plan.layout import Layout, view
 from ree.plan.schedule_attention import attention
 from ree.plan.schedule_experts import experts
 from ree.plan.step import Buffer, Slot, Step
-from ree.plan.weights import strided
+from ree.plan.weights import Weights, strided
 from ree.types import DType
 from ree_kernels.conv import Conv, pack_weights
 from ree_kernels.conv import fill as fill_conv
@@ -111,20 +111,23 @@ def _packed_matrix(p: Planner, b: int) -> Slot:
 
     bf16 stays as it is, its values are f32 with sixteen bits of zeros; f16 is widened.
     """
-    layout = p.layouts[b]
-    number = p.base[b] - len(p.graph.inputs)
-    dtype = p.graph.type_of(b).dtype
+    constant = p.base[b] - len(p.graph.inputs)
+    index, size_bytes = packed_matrix(p.weights, constant, p.graph.type_of(b).dtype, p.layouts[b])
+    return Slot(Buffer("packed", index, size_bytes))
+
+
+def packed_matrix(weights: Weights, constant: int, dtype: DType, layout: Layout) -> tuple[int, int]:
+    """Number and size in bytes of the packed form of a constant, seen through a layout [k, n]."""
     kind = "matmul" if dtype is DType.F32 else f"matmul_{dtype.value}"
-    key = (kind, number, layout.shape, layout.strides, layout.offset)
+    key = (kind, constant, layout.shape, layout.strides, layout.offset)
 
     def make() -> np.ndarray:
-        source = strided(p.weights.array(number), layout)
+        source = strided(weights.array(constant), layout)
         if dtype is DType.I8:
             return pack_matrix_i8(cpu.kernels(), source)
         return pack_matrix(cpu.kernels(), source.astype(np.float32) if dtype is DType.F16 else source)
 
-    index, size_bytes = p.weights.packed(key, make)
-    return Slot(Buffer("packed", index, size_bytes))
+    return weights.packed(key, make)
 
 
 # -- convolution ------------------------------------------------------------------------

@@ -51,6 +51,16 @@ class Weights:
         number = self._numbers[key]
         return number, int(self._packed[number].nbytes)
 
+    def packed_array(self, number: int) -> np.ndarray:
+        """A packed form by its number."""
+        found: np.ndarray = self._packed[number]
+        return found
+
+    @property
+    def packed_bytes(self) -> int:
+        """Of all packed forms together."""
+        return int(sum(form.nbytes for form in self._packed))
+
     def recipe(self, number: int) -> tuple[Any, ...]:
         """The key under which a packed form was made: kind, constant, and how it is seen."""
         return next(key for key, found in self._numbers.items() if found == number)
