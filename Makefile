@@ -14,7 +14,7 @@ PY      := $(BIN)/python
 STAMPS  := $(VENV)/stamps
 SOURCES := pyproject.toml $(wildcard setup.py) $(wildcard ree_kernels/*.py) $(wildcard ree_kernels/c/*)
 
-.PHONY: help install demo test lint bench bench-quick fuzz exhaustive cross cross-quick clean
+.PHONY: help install demo test lint bench bench-quick fuzz storm exhaustive cross cross-quick clean
 .DELETE_ON_ERROR:
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make bench        all benchmarks, results in benchmarks/results (about an hour)"
 	@echo "make bench-quick  the smallest of them (minutes)"
 	@echo "make fuzz         all that is read from outside, mutated 100,000 times each, and random graphs (an hour)"
+	@echo "make storm        10,000 clients who leave the server at every moment (a minute)"
 	@echo "make exhaustive   every univariate function on all 2^32 inputs (hours)"
 	@echo "make cross        the kernels on aarch64 and riscv64 under qemu-user (needs Debian and root, or the tools)"
 
@@ -86,6 +87,7 @@ bench: $(STAMPS)/dev
 	$(PY) benchmarks/memory.py
 	$(PY) benchmarks/startup.py
 	$(PY) benchmarks/receipt.py
+	$(PY) benchmarks/lm.py
 
 bench-quick: $(STAMPS)/dev
 	$(PY) benchmarks/matmul.py --quick
@@ -100,6 +102,7 @@ bench-quick: $(STAMPS)/dev
 	$(PY) benchmarks/memory.py --quick
 	$(PY) benchmarks/startup.py --quick
 	$(PY) benchmarks/receipt.py --quick
+	$(PY) benchmarks/lm.py --quick
 
 fuzz: $(STAMPS)/test
 	$(PY) -m tests.fuzz_file $(FUZZ_COUNT)
@@ -109,6 +112,9 @@ fuzz: $(STAMPS)/test
 	$(PY) -m tests.fuzz_dispute $(FUZZ_COUNT)
 	$(PY) -m tests.fuzz_generation $(FUZZ_COUNT)
 	HYPOTHESIS_PROFILE=long $(PY) -m pytest -q tests/test_random_graphs.py
+
+storm: $(STAMPS)/test
+	$(PY) -m tests.storm_serve 10000
 
 exhaustive: $(STAMPS)/test
 	$(PY) benchmarks/exhaustive.py

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,21 @@ from common import arguments, table, write
 from lm_models import in_torch, make
 
 PROMPT = 32
-NEW, NEW_QUICK = 128, 12
-PREFILL, PREFILL_QUICK = 512, 40
-VERIFIED, VERIFIED_QUICK = 256, 12
 BATCH = 8
-ROUNDS, ROUNDS_QUICK = 7, 2
 READ_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Tokens that are decoded, read as a prompt, and generated to be verified; how often each is done."""
+
+    new: int
+    prefill: int
+    verified: int
+    rounds: int
+
+
+SIZES = {"A": Sizes(128, 512, 256, 7), "B": Sizes(32, 512, 96, 3), "tiny": Sizes(12, 40, 12, 2)}
 
 
 def median_of(run: Callable[[], float], rounds: int) -> float:
@@ -58,15 +68,12 @@ def read_gb_s(threads: int) -> float:
 class Bench:
     """One model in one dtype."""
 
-    def __init__(self, folder: Path, dtype: str, options: Any) -> None:
+    def __init__(self, folder: Path, dtype: str, sizes: Sizes, threads: int) -> None:
         import ree
         from ree.lm.model import LanguageModel
 
-        ree.threads(options.threads)
-        self.rounds = ROUNDS_QUICK if options.quick else ROUNDS
-        self.new = NEW_QUICK if options.quick else NEW
-        self.prefill_tokens = PREFILL_QUICK if options.quick else PREFILL
-        self.verified = VERIFIED_QUICK if options.quick else VERIFIED
+        ree.threads(threads)
+        self.rounds, self.new, self.verified = sizes.rounds, sizes.new, sizes.verified
         start = time.perf_counter()
         self.model = LanguageModel.open(folder, dtype)
         self.engine = self.model.engine(slots=BATCH)
@@ -74,7 +81,7 @@ class Bench:
         vocab = self.model.vocab_size
         rng = np.random.default_rng(0)
         self.prompts = [rng.integers(2, vocab, PROMPT).tolist() for _ in range(BATCH)]
-        self.text = rng.integers(2, vocab, self.prefill_tokens).tolist()
+        self.text = rng.integers(2, vocab, sizes.prefill).tolist()
 
     def weights_bytes(self) -> int:
         """Bytes of packed weights that one step reads."""
@@ -148,6 +155,33 @@ class Bench:
         start = time.perf_counter()
         check.verify(envelope, Held(), self.prompts[0], salt=salt, trusted_keys=None)
         return time.perf_counter() - start
+
+    def freivalds(self) -> dict[str, float]:
+        """Checking a disclosed trace without its products, beside one pass again and generating again (seconds)."""
+        from ree.freivalds.trace import check_trace
+        from ree.lm import tracing
+
+        prompt, program = self.prompts[0], self.model.program
+        start = time.perf_counter()
+        tokens = self.generate(self.verified).tokens
+        generated = time.perf_counter() - start
+        inputs, trace = tracing.inputs_of(prompt, tokens), tracing.run(program, prompt, tokens)
+        runs: dict[str, list[float]] = {"check_s": [], "pass_s": []}
+        for round_number in range(self.rounds + 1):
+            start = time.perf_counter()
+            program.run_flat(inputs)
+            passed = time.perf_counter()
+            check_trace(trace)
+            if round_number:
+                runs["pass_s"].append(passed - start)
+                runs["check_s"].append(time.perf_counter() - passed)
+        times = {name: statistics.median(taken) for name, taken in runs.items()}
+        return {
+            **times,
+            "generate_s": generated,
+            "check_to_pass": times["check_s"] / times["pass_s"],
+            "check_to_generate": times["check_s"] / generated,
+        }
 
     def batch_gain(self) -> float:
         """Tokens a second of BATCH requests at once over those of one after another."""
@@ -261,7 +295,7 @@ def measure(name: str, folder: Path, dtypes: tuple[str, ...], options: Any) -> d
     """All figures of one model: for each dtype, and beside torch in the folder's own."""
     found: dict[str, Any] = {}
     for dtype in dtypes:
-        bench = Bench(folder, dtype, options)
+        bench = Bench(folder, dtype, SIZES[name], options.threads)
         bench.generate(4)
         bench.prefill_s()
         read = read_gb_s(options.threads)
@@ -279,11 +313,31 @@ def measure(name: str, folder: Path, dtypes: tuple[str, ...], options: Any) -> d
             "receipt_overhead": statistics.median(b / a for a, b in pairs) - 1,
             "verify": bench.verify(),
             "batch_gain": bench.batch_gain(),
+            "freivalds": bench.freivalds() if dtype == "int8" else None,
         }
         found[dtype] = figures
         del bench
         gc.collect()
     return found
+
+
+HEAD = (
+    "model", "tokens/s", "x torch", "% of read", "read GB/s", "prefill s", "/ torch", "/ ort", "generate / verify",
+    "batch of 8 x", "receipt + %", "Freivalds / generate", "/ pass",
+)  # fmt: skip
+
+
+def _row(name: str, f: dict[str, Any]) -> list[object]:
+    def over(part: str, whole: str) -> float | None:
+        return f[part] / f[whole] if whole in f else None
+
+    freivalds = f["freivalds"] or {}
+    return [
+        name, f["tokens_s"], 1 / ratio if (ratio := over("ree_decode_s", "torch_decode_s")) else None,
+        100 * f["bandwidth_share"], f["read_gb_s"], f["ree_prefill_s"], over("ree_prefill_s", "torch_prefill_s"),
+        over("ree_prefill_s", "onnxruntime_prefill_s"), f["verify"]["ratio"], f["batch_gain"],
+        100 * f["receipt_overhead"], freivalds.get("check_to_generate"), freivalds.get("check_to_pass"),
+    ]  # fmt: skip
 
 
 def main() -> None:
@@ -296,28 +350,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         parent = options.folder or Path(temporary)
         models = {name: measure(name, make(name, parent), dtypes[name], options) for name in names}
-    rows = []
-    for name, found in models.items():
-        for dtype, f in found.items():
-            peer = f.get("torch_decode_s")
-            rows.append(
-                [f"{name} {dtype}", f["tokens_s"], peer and peer / f["ree_decode_s"], 100 * f["bandwidth_share"],
-                 f["read_gb_s"], f["ree_prefill_s"], peer and f["ree_prefill_s"] / f["torch_prefill_s"],
-                 f["ree_prefill_s"] / f["onnxruntime_prefill_s"] if "onnxruntime_prefill_s" in f else None,
-                 f["verify"]["ratio"], f["batch_gain"], 100 * f["receipt_overhead"]]
-            )  # fmt: skip
-    head = [
-        "model",
-        "tokens/s",
-        "x torch",
-        "% of read",
-        "read GB/s",
-        "prefill s",
-        "/ torch",
-        "/ ort",
-        "generate / verify",
-    ]
-    print(table([*head, "batch of 8 x", "receipt + %"], rows))
+    rows = [_row(f"{name} {dtype}", figures) for name, found in models.items() for dtype, figures in found.items()]
+    print(table(HEAD, rows))
     write("lm", {"models": models}, options)
 
 

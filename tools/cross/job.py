@@ -39,6 +39,10 @@ C_KERNELS = {
     "ree_argsort": 4,
     "ree_argtopk": 4,
     "ree_reduce_columns": 5,
+    "ree_matmul_i8": 6,
+    "ree_experts": 7,
+    "ree_cached_attention": 8,
+    "ree_cached_append": 0,
     "ree_scan": 0,
     "ree_scatter_axis": 0,
     "ree_scatter_rows": 0,
@@ -46,10 +50,12 @@ C_KERNELS = {
     "ree_blake3_root": 0,
     "ree_blake3_roots": 0,
 }
-PANELLED = ("ree_matmul", "ree_conv")
+PANELLED = ("ree_matmul", "ree_matmul_i8", "ree_conv")
+OWN_KERNELS = ("cross_draw",)  # kernels of this folder; steps that call them have their names
 CHAINING = "chaining values"  # start of a kind of buffer: what hashing steps hand to one another
 TO_MEMORY, TO_PACK, TO_KERNEL = range(3)
-PACK_MATMUL, PACK_CONV, PACK_MATMUL_BF16 = range(3)
+PACK_MATMUL, PACK_CONV, PACK_MATMUL_BF16, PACK_MATMUL_I8 = range(4)
+PACKS = {"matmul_bf16": PACK_MATMUL_BF16, "matmul_i8": PACK_MATMUL_I8}  # other products are of floats
 
 
 @dataclass
@@ -155,7 +161,7 @@ class Job:
             self._places[key] = self._pack(buffer.number)
         elif buffer.kind == "arena":
             self._arena[key] = self.case.plan._offsets[buffer]  # memory is used again here as it is in the plan
-        elif buffer.kind == "output" or buffer.kind.startswith(CHAINING):
+        elif buffer.kind in ("output", "state") or buffer.kind.startswith(CHAINING):
             self._zeros[key] = buffer.size_bytes
         else:
             raise CrossError(f"{self.case.name}: no data for {buffer}")
@@ -183,19 +189,23 @@ class Job:
         """The recipe by which the runner packs weights; its number."""
         weights = self.case.plan.weights
         kind, constant, *rest = weights.recipe(number)
-        if kind in ("matmul", "matmul_bf16", "matmul_f16"):
+        if kind.startswith("matmul"):
             (k, n), (source_k, source_col), offset = rest
-            plain = np.ascontiguousarray(weights.array(constant), np.float32 if kind == "matmul_f16" else None)
+            plain = _plain(weights.array(constant))
             start = self._put(plain.tobytes()) + plain.itemsize * offset
-            how = PACK_MATMUL_BF16 if kind == "matmul_bf16" else PACK_MATMUL
-            row = (how, start, n, k, source_k, source_col, 0, 0, 0, 0, 0)
+            row = (PACKS.get(kind, PACK_MATMUL), start, n, k, source_k, source_col, 1, 0, *5 * (0,))
+        elif kind == "experts":
+            count, n, k = rest[0].shape
+            plain = _plain(strided(weights.array(constant), rest[0]))
+            how = PACK_MATMUL_BF16 if plain.dtype == np.uint16 else PACK_MATMUL
+            row = (how, self._put(plain.tobytes()), n, k, 1, k, count, n * k, *5 * (0,))
         elif kind == "conv":
             layout, groups, transposed = rest
-            plain = np.ascontiguousarray(strided(weights.array(constant), layout), np.float32)
+            plain = _plain(strided(weights.array(constant), layout))
             first, second = layout.shape[0], layout.shape[1] * groups
             channels, outputs = (first, second) if transposed else (second, first)
             sizes = (channels, outputs, groups, prod(layout.shape[2:]), int(transposed))
-            row = (PACK_CONV, self._put(plain.tobytes()), 0, 0, 0, 0, *sizes)
+            row = (PACK_CONV, self._put(plain.tobytes()), *6 * (0,), *sizes)
         else:
             raise CrossError(f"{self.case.name}: no recipe for packed weights of a {kind}")
         self._packs[len(self._packs)] = row
@@ -214,6 +224,8 @@ class Job:
     def _symbol(self, step: Step) -> str:
         if step.kernel is not None:
             return symbol_of(step.kernel)
+        if step.name in OWN_KERNELS:
+            return step.name
         if step.address not in self._kernel_at:
             raise CrossError(f"{self.case.name}: step {step.name} calls a kernel that runner.c does not know")
         return self._kernel_at[step.address]
@@ -245,9 +257,10 @@ class Job:
     def _copy(self, step: Step) -> tuple[int, list[tuple[int, int, int]]]:
         """The struct's place, and (address here, bytes, place in the image) of all memory of the arguments."""
         if step.kernel is None:
-            if self._symbol(step) == "ree_blake3_roots":
+            name = self._symbol(step)
+            if name == "ree_blake3_roots":
                 return self._copy_roots(step)
-            size_bytes = _struct_bytes(step.keep[0])
+            size_bytes = step.keep[0].nbytes if name in OWN_KERNELS else _struct_bytes(step.keep[0])
             offset = self._put(_bytes_at(step.args, size_bytes))
             return offset, [(step.args, size_bytes, offset)]
         pointers, params, args = step.keep[:3]
@@ -264,6 +277,11 @@ class Job:
         for number, address in enumerate(table.tolist()):
             self._relocations.append((start + 8 * number, TO_MEMORY, 0, self._structs[address]))
         return start, [(step.args, table.nbytes, start)]
+
+
+def _plain(data: np.ndarray) -> np.ndarray:
+    """Weights without strides; those in float16, which no kernel packs, as float32."""
+    return np.ascontiguousarray(data, np.float32 if data.dtype == np.float16 else None)
 
 
 def _struct_bytes(pointer: Any) -> int:

@@ -11,8 +11,11 @@
 #include <string.h>
 
 #include "attention.h"
+#include "attention_cached.h"
 #include "conv.h"
+#include "experts.h"
 #include "matmul.h"
+#include "matmul_i8.h"
 #include "probe.h"
 #include "reduce.h"
 #include "runtime.h"
@@ -32,11 +35,11 @@ typedef struct {
     int64_t packs, relocations, steps, outputs;
 } header;
 
-enum { PACK_MATMUL, PACK_CONV, PACK_MATMUL_BF16 };
+enum { PACK_MATMUL, PACK_CONV, PACK_MATMUL_BF16, PACK_MATMUL_I8 };
 typedef struct {
     int64_t kind, source;
-    int64_t n, k, source_k, source_col;                   /* matmul */
-    int64_t channels, outputs, groups, taps, transposed; /* convolution */
+    int64_t n, k, source_k, source_col, matrices, source_matrix; /* matrices, packed one after another */
+    int64_t channels, outputs, groups, taps, transposed;         /* convolution */
 } pack;
 
 enum { TO_MEMORY, TO_PACK, TO_KERNEL };
@@ -44,7 +47,17 @@ typedef struct {
     int64_t where, kind, number, offset;
 } relocation;
 
-enum { SCRATCH_FIXED, SCRATCH_MATMUL, SCRATCH_CONV, SCRATCH_ATTENTION, SCRATCH_SORT, SCRATCH_REDUCE };
+enum {
+    SCRATCH_FIXED,
+    SCRATCH_MATMUL,
+    SCRATCH_CONV,
+    SCRATCH_ATTENTION,
+    SCRATCH_SORT,
+    SCRATCH_REDUCE,
+    SCRATCH_MATMUL_I8,
+    SCRATCH_EXPERTS,
+    SCRATCH_CACHED,
+};
 typedef struct {
     int64_t symbol, args, rows, cols, row_grain, col_grain;
     int64_t scratch_kind, scratch_bytes;
@@ -77,26 +90,36 @@ static void *read_table(FILE *file, int64_t count, size_t size)
     return table;
 }
 
+static void *pack_matrices(const pack *p, const char *memory)
+{
+    const int64_t item = p->kind == PACK_MATMUL ? 4 : p->kind == PACK_MATMUL_BF16 ? 2 : 1;
+    const int64_t bytes = p->kind == PACK_MATMUL        ? ree_pack_b_floats(p->n, p->k) * 4
+                          : p->kind == PACK_MATMUL_BF16 ? ree_pack_bf16_words(p->n, p->k) * 2
+                                                        : ree_pack_b_i8_bytes(p->n, p->k);
+    char *packed = allocate(p->matrices * bytes);
+    for (int64_t i = 0; i < p->matrices; i++) {
+        void *to = packed + i * bytes;
+        const void *from = memory + p->source + i * p->source_matrix * item;
+        const ree_pack_b_args floats = {to, from, p->n, p->k, p->source_k, p->source_col};
+        const ree_pack_bf16_args words = {to, from, p->n, p->k, p->source_k, p->source_col};
+        const ree_pack_b_i8_args bytes_of = {to, from, p->n, p->k, p->source_k, p->source_col};
+        if (p->kind == PACK_MATMUL)
+            ree_pack_b_box(&floats, 0, 1, 0, p->n, NULL);
+        else if (p->kind == PACK_MATMUL_BF16)
+            ree_pack_bf16_box(&words, 0, 1, 0, p->n, NULL);
+        else
+            ree_pack_b_i8_box(&bytes_of, 0, 1, 0, p->n, NULL);
+    }
+    return packed;
+}
+
 static void *make_pack(const pack *p, const char *memory)
 {
-    const char *source = memory + p->source;
-    const float *floats = (const float *)source;
-    if (p->kind == PACK_MATMUL_BF16) {
-        uint16_t *words = allocate(ree_pack_bf16_words(p->n, p->k) * 2);
-        const ree_pack_bf16_args args = {words, (const uint16_t *)source, p->n, p->k, p->source_k, p->source_col};
-        ree_pack_bf16_box(&args, 0, 1, 0, p->n, NULL);
-        return words;
-    }
-    float *packed;
-    int failed;
-    if (p->kind == PACK_MATMUL) {
-        packed = allocate(ree_pack_b_floats(p->n, p->k) * 4);
-        failed = ree_pack_b(packed, p->n, p->k, 0, p->n, floats, p->source_k, p->source_col);
-    } else {
-        packed = allocate(ree_pack_conv_floats(p->channels, p->outputs, p->groups, p->taps) * 4);
-        failed = ree_pack_conv(packed, p->channels, p->outputs, p->groups, p->taps, floats, p->transposed);
-    }
-    if (failed)
+    if (p->kind != PACK_CONV)
+        return pack_matrices(p, memory);
+    float *packed = allocate(ree_pack_conv_floats(p->channels, p->outputs, p->groups, p->taps) * 4);
+    const float *floats = (const float *)(memory + p->source);
+    if (ree_pack_conv(packed, p->channels, p->outputs, p->groups, p->taps, floats, p->transposed))
         fail("weights cannot be packed");
     return packed;
 }
@@ -107,6 +130,10 @@ static int64_t scratch_bytes(const step *s, const void *args)
     const ree_attention_args *attention = args;
     const ree_sort_args *sort = args;
     const ree_reduce_args *reduce = args;
+    const ree_matmul_i8_args *matmul_i8 = args;
+    const ree_experts_args *experts = args;
+    const ree_cached_args *cached = args;
+    const int64_t cols = s->cols < s->col_grain ? s->cols : s->col_grain;
     switch (s->scratch_kind) {
     case SCRATCH_MATMUL:
         return ree_matmul_scratch_bytes(s->row_grain, matmul->k, matmul->b_packed);
@@ -118,6 +145,12 @@ static int64_t scratch_bytes(const step *s, const void *args)
         return ree_sort_scratch_bytes(sort->n, sort->dtype);
     case SCRATCH_REDUCE:
         return ree_reduce_scratch_bytes(reduce->n);
+    case SCRATCH_MATMUL_I8:
+        return ree_matmul_i8_scratch_bytes(s->row_grain, matmul_i8->k);
+    case SCRATCH_EXPERTS:
+        return ree_experts_scratch_bytes(s->row_grain, cols, experts->k, experts->experts, experts->w_packed);
+    case SCRATCH_CACHED:
+        return ree_cached_scratch_bytes(s->row_grain, cached->context, cached->d_v);
     default:
         return s->scratch_bytes;
     }
