@@ -88,6 +88,8 @@ bench: $(STAMPS)/dev
 	$(PY) benchmarks/startup.py
 	$(PY) benchmarks/receipt.py
 	$(PY) benchmarks/lm.py
+	$(PY) benchmarks/lm_memory.py
+	$(PY) benchmarks/lm_quality.py
 
 bench-quick: $(STAMPS)/dev
 	$(PY) benchmarks/matmul.py --quick
@@ -103,6 +105,8 @@ bench-quick: $(STAMPS)/dev
 	$(PY) benchmarks/startup.py --quick
 	$(PY) benchmarks/receipt.py --quick
 	$(PY) benchmarks/lm.py --quick
+	$(PY) benchmarks/lm_memory.py --quick
+	$(PY) benchmarks/lm_quality.py --quick
 
 fuzz: $(STAMPS)/test
 	$(PY) -m tests.fuzz_file $(FUZZ_COUNT)
