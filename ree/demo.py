@@ -1,4 +1,5 @@
-"""The demonstration: a trained model under every instruction set, thread count and batch size; then, who catches a lie.
+"""The demonstration: a trained model under every instruction set, thread count and batch size; then, who catches a lie;
+then, the same of a language model's text.
 
 Every instruction set and thread count is a fresh process (`ree.demo_worker`) that embeds the
 same sentences; a digest is over the embeddings of all sentences, so runs with
@@ -18,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ree import demo_checks
+from ree import demo_checks, demo_generation
 from ree.demo_checks import Line
 from ree.errors import Error
 
@@ -52,6 +53,7 @@ class Result:
     compile_s: float
     machine: dict[str, Any]
     checks: list[Line]
+    generation: list[Line]
 
     def digests(self, engine: str) -> set[str]:
         return {row.digest for row in self.rows if row.engine == engine}
@@ -63,7 +65,8 @@ class Result:
     @property
     def failures(self) -> list[str]:
         """What is not as ree promises."""
-        return [*([] if self.reproduces else ["ree's runs gave different bits"]), *demo_checks.failures(self.checks)]
+        found = demo_checks.failures([*self.checks, *self.generation])
+        return found if self.reproduces else ["ree's runs gave different bits", *found]
 
     def to_json(self) -> dict[str, Any]:
         digests = {engine: sorted(self.digests(engine)) for engine in ("ree", "torch")}
@@ -73,6 +76,7 @@ class Result:
             "digests": digests,
             "rows": [asdict(row) for row in self.rows],
             "checks": [asdict(line) for line in self.checks],
+            "generation": [asdict(line) for line in self.generation],
         }
 
 
@@ -96,7 +100,8 @@ def demo(progress: Callable[[str], None] = lambda _: None) -> Result:
         exact = np.load(folder / "exact.npy", allow_pickle=False)
         rows = [_with_error(row, folder, exact) for row in rows]
         checks = demo_checks.checks(folder, progress)
-    return Result(rows, compile_s, measure.machine(), checks)
+        generation = demo_generation.checks(folder, progress)
+    return Result(rows, compile_s, measure.machine(), checks, generation)
 
 
 def prepare(folder: Path) -> float:
@@ -179,6 +184,7 @@ def show(result: Result, console: Console) -> None:
     console.print(table, markup=False)
     console.print(conclusion(result), markup=False, highlight=False, soft_wrap=True)
     demo_checks.show(result.checks, console)
+    demo_generation.show(result.generation, console)
 
 
 def conclusion(result: Result) -> str:

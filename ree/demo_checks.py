@@ -115,26 +115,27 @@ def _claims(program: Program, trace: Trace, given: list[np.ndarray]) -> list[tup
 
     def run(change: Callable[[int, np.ndarray], np.ndarray]) -> Trace:
         """Of the program with other weights, under the name of this one."""
-        _, other = _with_weights(program, change).run_committed(given, keep=True)
+        _, other = with_weights(program, change).run_committed(given, keep=True)
         return tampering.with_results(trace, list(other.tensors.values()))
 
     return [
         (HONEST, trace),
-        ("a weight", run(lambda n, array: _flipped(array) if n == weight else array)),
+        ("a weight", run(lambda n, array: flipped(array) if n == weight else array)),
         ("an activation", tampering.lie(trace, middle, tampering.flip(0))),
         ("the output", tampering.lie(trace, last, tampering.flip(0))),
         ("all weights, to bf16", run(lambda _, array: _rounded(array))),
     ]
 
 
-def _with_weights(program: Program, change: Callable[[int, np.ndarray], np.ndarray]) -> Program:
+def with_weights(program: Program, change: Callable[[int, np.ndarray], np.ndarray]) -> Program:
+    """The program with other constants; change: gives each by its number and what it was."""
     from ree.program import Program
 
     constants = [replace(c, data=change(n, c.array())) for n, c in enumerate(program.graph.constants)]
     return Program(replace(program.graph, constants=constants), program.input_structure, program.output_structure)
 
 
-def _flipped(array: np.ndarray) -> np.ndarray:
+def flipped(array: np.ndarray) -> np.ndarray:
     """A copy with one bit of one element flipped."""
     from ree.tampering import flip
 
@@ -166,7 +167,7 @@ def _verify(setting: Setting, name: str, receipt: Path, isa: str) -> Line:
     time_ms = (time.perf_counter() - start) * 1e3
     if done.returncode not in (0, 1):
         raise Error(f"ree verify failed: {done.stderr.strip()}")
-    says = "the same trace" if done.returncode == 0 else _short(done.stderr)
+    says = "the same trace" if done.returncode == 0 else short(done.stderr)
     size = receipt.stat().st_size
     return Line(name, f"run again, {isa}", done.returncode == 1, says, time_ms, size, "all of it")
 
@@ -182,7 +183,7 @@ def _spot_check(name: str, claim: Trace, receipt: Path) -> Line:
         found = ree.check(proof, envelope)
         objects, says = False, f"{found.samples} elements follow from what they read"
     except VerificationError as error:
-        objects, says = True, _short(str(error))
+        objects, says = True, short(str(error))
     time_ms = (time.perf_counter() - start) * 1e3
     return Line(name, "spot check", objects, says, time_ms, len(proof), f"{SAMPLES} elements")
 
@@ -203,7 +204,7 @@ def _dispute(name: str, program: Program, trace: Trace, claim: Trace) -> Line:
     return Line(name, "dispute", found.wrong == ("a",), says, time_ms, verdict.seen_bytes + found.program_bytes, done)
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
     """The first clause of an error, with long digests cut."""
     words = [word[:8] + "..." if len(word.strip(",")) == 64 else word for word in text.strip().splitlines()[-1].split()]
     return " ".join(words).removeprefix("ree: ")

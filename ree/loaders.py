@@ -135,7 +135,7 @@ def load_folder(folder: Path) -> Loaded:
     if not is_model:
         raise InputError(f"{folder}: transformers {transformers.__version__} has no model class {kind!r}")
     try:
-        model = _quietly(
+        model = quietly(
             lambda: model_class.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype="float32"
             )
@@ -158,7 +158,7 @@ def _architecture(path: Path) -> str:
     return names[0]
 
 
-def _quietly(function: Callable[[], Any]) -> Any:
+def quietly(function: Callable[[], Any]) -> Any:
     """Call it without the progress bars and the advice that transformers prints."""
     from transformers.utils import logging
 

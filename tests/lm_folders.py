@@ -90,7 +90,7 @@ def make(
         model = transformers.AutoModelForCausalLM.from_config(made, dtype=torch.float32)
     fill(model, seed)
     model = model.to(getattr(torch, dtype)).eval()
-    loaders._quietly(lambda: model.save_pretrained(folder))
+    loaders.quietly(lambda: model.save_pretrained(folder))
     if shards > 1:
         reshard(folder, shards)
     write_tokenizer(folder, vocab, architecture in _BEGINNING)

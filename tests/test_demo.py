@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ree import demo, demo_checks
+from ree import demo, demo_checks, demo_generation
+from ree.commit.keys import generate
 from ree.demo_checks import HONEST, Line
 
 
@@ -25,6 +26,14 @@ def test_every_lie_is_caught_and_no_honest_claim(lines: list[Line]) -> None:
         if check != "spot check":
             assert objects == (claim != HONEST), (claim, check)
     assert verdicts["all weights, to bf16", "spot check"]  # one bit it finds by chance alone
+
+
+def test_every_lie_about_a_generation_is_caught(tmp_path: Path) -> None:
+    generate(tmp_path / "provider.pem")
+    lines = demo_generation.checks(tmp_path)
+    assert demo_checks.failures(lines) == []
+    assert {line.claim for line in lines if line.objects} == {"a token", "the seed", "a weight"}
+    assert {line.check.split(",")[0] for line in lines if not line.objects} == {"one pass", "Freivalds"}
 
 
 def test_what_goes_wrong_is_named() -> None:

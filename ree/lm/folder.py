@@ -157,7 +157,7 @@ def _configuration(folder: Path, raw: Mapping[str, Any]) -> tuple[str, Any, Any]
     if not name.endswith(("ForCausalLM", "LMHeadModel")) or not isinstance(named, list) or name not in named:
         raise InputError(f"{folder}: {str(named)[:80]} of model type {kind!r} is no causal language model of text")
     try:
-        config = loaders._quietly(lambda: transformers.CONFIG_MAPPING[kind].from_dict(dict(raw)))
+        config = loaders.quietly(lambda: transformers.CONFIG_MAPPING[kind].from_dict(dict(raw)))
         text = config.get_text_config()
     except Exception as error:  # transformers checks with several classes of its own
         raise FormatError(f"{folder}: config.json: {loaders.first_line(error)}") from None
