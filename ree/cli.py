@@ -186,7 +186,8 @@ def verify(
     if model is not None:
         if file is not None or inputs is not None:
             raise InputError("a receipt is of a run (FILE.ree --input FILE) or of a generation (--model), not of both")
-        found = cli_generate.verify(receipt, model, prompt, prompt_file, key, salt, nonce, dtype, step, trace, layer)
+        asked = cli_generate.Asked(receipt, model, prompt, prompt_file, key, salt, nonce, dtype)
+        found = cli_generate.verify(asked, step, trace, layer)
         _print(found[0], as_json, found[1])
         return
     if file is None or inputs is None or (prompt, prompt_file, dtype, step, trace, layer) != (None,) * 6:

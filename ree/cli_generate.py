@@ -118,50 +118,42 @@ class Expected:
     keys: list[PublicKey] | None
 
 
-def expected(
-    receipt: Path,
-    model: Path,
-    prompt: str | None,
-    prompt_file: Path | None,
-    keys: list[str] | None,
-    salt: Path | None,
-    nonce: str | None,
-    dtype: str | None,
-    progress: Progress,
-) -> Expected:
+@dataclass(frozen=True)
+class Asked:
+    """What a verifier names: a receipt, and the model, prompt and keys that it must fit."""
+
+    receipt: Path
+    model: Path
+    prompt: str | None
+    prompt_file: Path | None
+    keys: list[str] | None
+    salt: Path | None
+    nonce: str | None
+    dtype: str | None
+
+
+def expected(asked: Asked, progress: Progress) -> Expected:
     """Read a receipt, its model and its prompt; VerificationError: they do not belong together."""
     from ree import signing
     from ree.lm import check, generation
 
-    envelope, trusted = generation.load(receipt), signing.trusted(keys)
+    envelope, trusted = generation.load(asked.receipt), signing.trusted(asked.keys)
     found = generation.read(envelope, trusted)  # a receipt that is no good needs no model
-    beside = receipt.with_name(receipt.name + signing.SALT_SUFFIX)
-    opening = signing.read_salt(salt or (beside if beside.exists() else None))
-    text = _prompt(prompt, prompt_file)
-    lm = _open(model, dtype, progress)
+    beside = asked.receipt.with_name(asked.receipt.name + signing.SALT_SUFFIX)
+    opening = signing.read_salt(asked.salt or (beside if beside.exists() else None))
+    text = _prompt(asked.prompt, asked.prompt_file)
+    lm = _open(asked.model, asked.dtype, progress)
     if found.claim.program_id != lm.program_id:
         mine, theirs = lm.program_id.hex(), found.claim.program_id.hex()
         why = f"as {lm.dtype}: another model, or another --dtype"
         raise VerificationError(f"the receipt's programId is {theirs}, that of this folder {mine} {why}")
     tokens = prompt_tokens(lm, text, found.claim.chat_template_id is not None)
-    wanted = None if nonce is None else signing.digest(nonce, "--nonce")
+    wanted = None if asked.nonce is None else signing.digest(asked.nonce, "--nonce")
     check.expect(found.claim, lm, tokens, opening, wanted)
     return Expected(envelope, found, lm, tokens, opening, wanted, trusted)
 
 
-def verify(
-    receipt: Path,
-    model: Path,
-    prompt: str | None,
-    prompt_file: Path | None,
-    keys: list[str] | None,
-    salt: Path | None,
-    nonce: str | None,
-    dtype: str | None,
-    step: int | None,
-    trace: Path | None,
-    layer: int | None,
-) -> tuple[dict[str, Any], str]:
+def verify(asked: Asked, step: int | None, trace: Path | None, layer: int | None) -> tuple[dict[str, Any], str]:
     """Check a generation's receipt by one pass over prompt and tokens: what was found, as JSON values and as a line.
 
     step: only this token; trace, layer: only this layer, on the tensors of a trace of the generation.
@@ -171,7 +163,7 @@ def verify(
     if (trace is None) != (layer is None) or (layer is not None and step is not None):
         raise InputError("--trace FILE and --layer N go together, and without --step")
     with Progress() as progress:
-        found = expected(receipt, model, prompt, prompt_file, keys, salt, nonce, dtype, progress)
+        found = expected(asked, progress)
         if trace is not None and layer is not None:
             return _verify_layer(found, trace, layer, progress)
         verified = check.verify(

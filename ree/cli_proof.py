@@ -87,8 +87,15 @@ def check(
     if freivalds:
         if (seed, samples, inputs) != (None,) * 3:
             raise InputError("--seed, --samples and --input go with proofs, not with --freivalds")
-        asked = cli_freivalds.Question(proof, receipt, file, model, prompt, prompt_file, dtype, key, salt, nonce)
-        result, line = cli_freivalds.check(asked)
+        if (file is None) == (model is None) or (file is not None and (prompt, prompt_file, dtype) != (None,) * 3):
+            raise InputError("--freivalds needs the .ree file of a run, or --model FOLDER and a prompt")
+        of: cli_freivalds.Run | cli_generate.Asked
+        if model is not None:
+            of = cli_generate.Asked(receipt, model, prompt, prompt_file, key, salt, nonce, dtype)
+        else:
+            assert file is not None
+            of = cli_freivalds.Run(receipt, file, key, salt, nonce)
+        result, line = cli_freivalds.check(proof, of)
         print(json.dumps(result, indent=1) if as_json else line)
         return
     if (model, prompt, prompt_file, dtype) != (None,) * 4:

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -152,9 +152,14 @@ def _rounded(array: np.ndarray) -> np.ndarray:
 
 
 def _verify(setting: Setting, name: str, receipt: Path, isa: str) -> Line:
-    """`ree verify` in a fresh process under another instruction set."""
-    command = [sys.executable, "-W", "ignore", "-m", "ree.cli", "verify", str(receipt), str(setting.model)]
-    command += ["--input", str(setting.inputs), "--key", setting.signer.public.id]
+    """`ree verify` of a run in a fresh process under another instruction set."""
+    options = [str(setting.model), "--input", str(setting.inputs), "--key", setting.signer.public.id]
+    return verify_elsewhere(name, "run again", "the same trace", receipt, options, isa)
+
+
+def verify_elsewhere(name: str, check: str, good: str, receipt: Path, options: Sequence[str], isa: str) -> Line:
+    """`ree verify RECEIPT OPTIONS` in a fresh process under another instruction set; good: what it says if it holds."""
+    command = [sys.executable, "-W", "ignore", "-m", "ree.cli", "verify", str(receipt), *options]
     start = time.perf_counter()
     done = subprocess.run(
         command,
@@ -167,9 +172,8 @@ def _verify(setting: Setting, name: str, receipt: Path, isa: str) -> Line:
     time_ms = (time.perf_counter() - start) * 1e3
     if done.returncode not in (0, 1):
         raise Error(f"ree verify failed: {done.stderr.strip()}")
-    says = "the same trace" if done.returncode == 0 else short(done.stderr)
-    size = receipt.stat().st_size
-    return Line(name, f"run again, {isa}", done.returncode == 1, says, time_ms, size, "all of it")
+    says = good if done.returncode == 0 else short(done.stderr)
+    return Line(name, f"{check}, {isa}", done.returncode == 1, says, time_ms, receipt.stat().st_size, "all of it")
 
 
 def _spot_check(name: str, claim: Trace, receipt: Path) -> Line:

@@ -7,18 +7,15 @@ disclosed trace without one product of matrices. Then the provider lies: about a
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ree.demo_checks import HONEST, TIMEOUT_S, Line, flipped, short, with_weights
-from ree.errors import Error, VerificationError
+from ree.demo_checks import HONEST, Line, flipped, short, verify_elsewhere, with_weights
+from ree.errors import VerificationError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,9 +54,12 @@ def checks(folder: Path, progress: Callable[[str], None] = lambda _: None) -> li
     model = LanguageModel.open(path, DTYPE)
     made = _generate(model, model, signer)
     lines = [_one_pass(HONEST, made)]
+    receipt = folder / "generation.json"
+    receipt.write_bytes(made.envelope)
+    options = ["--model", str(path), "--prompt", PROMPT, "--dtype", DTYPE, "--key", signer.public.id]
     for isa in cpu.supported()[:-1]:
         progress(f"a generation: verified with {isa}")
-        lines.append(_verify_elsewhere(made, path, folder, signer, isa))
+        lines.append(verify_elsewhere(HONEST, "one pass", "the same logits", receipt, options, isa))
     progress("a generation: Freivalds' check")
     lines.append(_freivalds(made))
     for name, lie in _lies(made, signer):
@@ -118,28 +118,6 @@ def _one_pass(name: str, made: Made) -> Line:
         objects, says = True, short(str(error))
     time_ms = (time.perf_counter() - start) * 1e3
     return Line(name, "one pass", objects, says, time_ms, len(made.envelope), "one pass")
-
-
-def _verify_elsewhere(made: Made, model: Path, folder: Path, signer: Signer, isa: str) -> Line:
-    """`ree verify --model` in a fresh process under another instruction set."""
-    receipt = folder / "generation.json"
-    receipt.write_bytes(made.envelope)
-    command = [sys.executable, "-W", "ignore", "-m", "ree.cli", "verify", str(receipt), "--model", str(model)]
-    command += ["--prompt", PROMPT, "--dtype", DTYPE, "--key", signer.public.id]
-    start = time.perf_counter()
-    done = subprocess.run(
-        command,
-        env=os.environ | {"REE_ISA": isa, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
-    time_ms = (time.perf_counter() - start) * 1e3
-    if done.returncode not in (0, 1):
-        raise Error(f"ree verify failed: {done.stderr.strip()}")
-    says = "the same logits" if done.returncode == 0 else short(done.stderr)
-    return Line(HONEST, f"one pass, {isa}", done.returncode == 1, says, time_ms, len(made.envelope), "one pass")
 
 
 def _freivalds(made: Made) -> Line:
