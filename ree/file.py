@@ -23,7 +23,7 @@ import numpy as np
 from ree import atomic, dims, nesting, structure
 from ree.dims import Dim
 from ree.errors import Error, FormatError, InputError, LimitError
-from ree.graph import Constant, Graph, GraphInput, Node, check
+from ree.graph import Constant, Data, Graph, GraphInput, Node, check
 from ree.limits import HEADER_BYTES_MAX, NAME_BYTES_MAX, NESTING_MAX, NODES_MAX, RANK_MAX, TENSOR_BYTES_MAX
 from ree.passes import check_outputs
 from ree.types import DType, TensorType
@@ -64,6 +64,20 @@ class DataRoot:
 
     def read(self) -> np.ndarray:
         raise InputError("the weights of this program are not here, only their digests")
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A constant's data, held to its data root, which is known, whenever it is read."""
+
+    data: np.ndarray | Data
+    digest: bytes
+
+    def read(self) -> np.ndarray:
+        found = self.data if isinstance(self.data, np.ndarray) else self.data.read()
+        if digest(found) != self.digest:
+            raise FormatError("a weight is not the one that the program was compiled with: a file has changed")
+        return found
 
 
 def digest(data: np.ndarray) -> bytes:
@@ -146,7 +160,7 @@ def _write(path: Path, header: bytes, constants: list[Constant]) -> None:
 
 def data_root(constant: Constant) -> bytes:
     """The data root of a constant; what comes from a file is held to it whenever it is read."""
-    return constant.data.digest if isinstance(constant.data, FileData | DataRoot) else digest(constant.array())
+    return constant.data.digest if isinstance(constant.data, FileData | DataRoot | Held) else digest(constant.array())
 
 
 def _type_json(type: TensorType) -> list[Any]:

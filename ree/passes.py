@@ -203,7 +203,7 @@ def k_major(graph: Graph) -> Graph:
     for value in chosen:
         old = constants[value - len(graph.inputs)]
         turned = TensorType(old.type.shape[::-1], old.type.dtype)
-        data = transposed(old.data) if isinstance(old.data, np.ndarray) else _Turned(old.data)
+        data = transposed(old.data) if isinstance(old.data, np.ndarray) else Turned(old.data)
         constants[value - len(graph.inputs)] = Constant(old.name, turned, data)
         number[value] = graph.first_node + len(views)
         views.append(Node("permute", (value,), {"axes": (1, 0)}, old.type))
@@ -229,7 +229,7 @@ def _multiplies(graph: Graph, node: Node, value: int) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Turned:
+class Turned:
     """The transpose of a matrix that is read when it is needed."""
 
     data: Data

@@ -33,7 +33,7 @@ DTYPES = ("fp32", "bf16", "int8")
 
 def model_of(tmp: Path, architecture: str, dtype: str = "fp32", **config: Any) -> LanguageModel:
     folder = lm_folders.make(tmp / f"{architecture}-{dtype}", architecture, vocab=VOCAB, **config)
-    return LanguageModel.open(folder, dtype)
+    return LanguageModel.open(folder, dtype, cached=False)
 
 
 def one_pass(program: Program, tokens: list[int]) -> np.ndarray:

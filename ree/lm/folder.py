@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.metadata
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -16,7 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ree import loaders, nesting
+from blake3 import blake3
+
+from ree import cache, loaders, nesting
 from ree.errors import Error, FormatError, InputError, LimitError, UnsupportedError
 from ree.lm.chat import TEMPLATE_BYTES_MAX, ChatTemplate
 from ree.lm.shards import Shards
@@ -26,6 +30,8 @@ CONFIG_BYTES_MAX = 1 << 20
 TOKENIZER_CONFIG_BYTES_MAX = 16 << 20  # names thousands of reserved tokens
 TOKENIZER_BYTES_MAX = 128 << 20
 LAYERS_MAX = 4096
+_SIZES_MAGIC = b"REECONF1"
+_SIZES_BYTES_MAX = 1 << 20
 INTEGER_MAX = 1 << 40
 EOS_MAX = 256
 # what configurations call the number of positions and of layers
@@ -55,15 +61,14 @@ class Defaults:
 class Folder:
     """What a model folder says.
 
-    architecture: the transformers class, such as "LlamaForCausalLM"; config: its configuration object (of
-    transformers, every default in place); vocab_size: logits of a row; context: positions that the model knows; stops:
-    the tokens that configurations name as an end; shards: the weights; chat_template: None if there is none;
-    tokenizer_id: 32 bytes that name how text becomes tokens; `tokenizer` is made when it is first asked for.
+    architecture: the transformers class, such as "LlamaForCausalLM"; vocab_size: logits of a row; context: positions
+    that the model knows; stops: the tokens that configurations name as an end; shards: the weights; chat_template: None
+    if there is none; tokenizer_id: 32 bytes that name how text becomes tokens. `config`, its configuration object (of
+    transformers, every default in place), and `tokenizer` are made when they are first asked for.
     """
 
     path: Path
     architecture: str
-    config: Any = field(repr=False)
     vocab_size: int
     context: int
     stops: tuple[int, ...]
@@ -72,6 +77,7 @@ class Folder:
     chat_template: ChatTemplate | None = field(repr=False)
     tokenizer_id: bytes
     _tokenizer_source: tuple[bytes, Settings] = field(repr=False)
+    _raw: Mapping[str, Any] = field(repr=False)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Folder:
@@ -94,9 +100,7 @@ class Folder:
     @classmethod
     def _read(cls, folder: Path) -> Folder:
         raw = _required(folder / "config.json", CONFIG_BYTES_MAX)
-        architecture, config, text = _configuration(folder, raw)
-        vocab_size = _size_of(folder, text, ("vocab_size",))
-        context = _size_of(folder, text, _CONTEXT)
+        architecture, vocab_size, context = _sizes(folder, raw)
         shards = Shards.open(folder)
         generation = _json(folder / "generation_config.json", CONFIG_BYTES_MAX) or {}
         stops = _stops(folder, [generation, raw, raw.get("text_config")], vocab_size)
@@ -108,14 +112,19 @@ class Folder:
             template = _chat_template(folder, said.get("chat_template"))
             defaults = _defaults(generation)
         return cls(
-            folder, architecture, config, vocab_size, context, stops, defaults, shards, template,
-            tokenizer_id(source, settings), (source, settings),
+            folder, architecture, vocab_size, context, stops, defaults, shards, template,
+            tokenizer_id(source, settings), (source, settings), raw,
         )  # fmt: skip
 
     @property
     def chat_template_id(self) -> bytes | None:
         """BLAKE3 derive_key over the template's UTF-8 bytes, 32 bytes; None if there is none."""
         return None if self.chat_template is None else self.chat_template.id
+
+    @functools.cached_property
+    def config(self) -> Any:
+        """The configuration object of transformers."""
+        return _configuration(self.path, self._raw)[1]
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -135,16 +144,48 @@ class Folder:
         return tuple(sorted({*self.stops, *(() if own is None else (own,))}))
 
 
-def _configuration(folder: Path, raw: Mapping[str, Any]) -> tuple[str, Any, Any]:
-    """The class that config.json names, its configuration, and the part of it that is about text."""
+def _sizes(folder: Path, raw: Mapping[str, Any]) -> tuple[str, int, int]:
+    """The class that config.json names, its vocabulary and its context.
+
+    What config.json leaves out, transformers knows; to ask it takes a second, so the answer is kept in the cache.
+    """
+    _check_kind(folder, raw)
+    text = json.dumps([raw, _transformers_version()], sort_keys=True).encode()
+    key = blake3(text, derive_key_context="ree v1 model configuration").digest()
+    place = cache.directory() / "configurations" / key.hex()
+    content = cache.read(place, _SIZES_MAGIC, key)
+    if content is not None:
+        architecture, vocab_size, context = json.loads(content)
+        cache.mark_used(place)
+        return architecture, vocab_size, context
+    architecture, _, part = _configuration(folder, raw)
+    found = architecture, _size_of(folder, part, ("vocab_size",)), _size_of(folder, part, _CONTEXT)
+    if cache.write(place, _SIZES_MAGIC, key, json.dumps(found).encode()):
+        cache.trim(place.parent, _SIZES_BYTES_MAX)
+    return found
+
+
+def _transformers_version() -> str | None:
+    try:
+        return importlib.metadata.version("transformers")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _check_kind(folder: Path, raw: Mapping[str, Any]) -> None:
+    """Refuse what shows without transformers."""
     if (folder / "adapter_config.json").is_file():
         raise UnsupportedError(f"{folder}: an adapter; merge it into its model and save that")
     if raw.get("quantization_config") is not None:
         raise UnsupportedError(f"{folder}: quantised weights; ree takes float32, bfloat16 and float16")
     _check_numbers(folder, raw)
-    kind = raw.get("model_type")
-    if not isinstance(kind, str):
+    if not isinstance(raw.get("model_type"), str):
         raise InputError(f"{folder}: config.json names no model_type")
+
+
+def _configuration(folder: Path, raw: Mapping[str, Any]) -> tuple[str, Any, Any]:
+    """The class that config.json names, its configuration, and the part of it that is about text."""
+    kind = raw["model_type"]
     try:
         import transformers
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as causal

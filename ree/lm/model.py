@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ree.commit.trace import list_id
 from ree.errors import InputError
 from ree.limits import STEP_ROWS_MAX
-from ree.lm import capture, quantise, weights
+from ree.lm import capture, program_cache, quantise, weights
 from ree.lm.engine import Engine
 from ree.lm.folder import Folder
 from ree.lm.generation import Binding
@@ -32,25 +32,34 @@ class LanguageModel:
 
     @classmethod
     def open(
-        cls, path: str | os.PathLike[str], dtype: str | None = None, progress: Progress = lambda what: None
+        cls,
+        path: str | os.PathLike[str],
+        dtype: str | None = None,
+        progress: Progress = lambda what: None,
+        cached: bool = True,
     ) -> LanguageModel:
         """Read a Hugging Face model folder and compile its model.
 
         dtype: of weights and activations; None: bf16 if the folder's weights are, else fp32. int8: products in int8,
-        all else in fp32. InputError, FormatError, LimitError: the folder is not sound; CaptureError, UnsupportedError:
-        the model is none that can be compiled.
+        all else in fp32. cached: take the program from the cache if the same files were compiled before, and keep it
+        there. InputError, FormatError, LimitError: the folder is not sound; CaptureError, UnsupportedError: the model
+        is none that can be compiled.
         """
         if dtype is not None and dtype not in DTYPES:
             raise InputError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
         progress("reading the folder")
         folder = Folder.open(path)
         dtype = dtype or (BF16 if _is_bf16(folder) else FP32)
-        progress("building the model")
-        loaded = weights.load(folder, "bfloat16" if dtype == BF16 else "float32")
-        progress("compiling")
-        program = capture.capture(
-            loaded.model, folder.context, loaded.data, quantise.quantise if dtype == INT8 else None
-        )
+
+        def compile() -> Program:
+            progress("building the model")
+            loaded = weights.load(folder, "bfloat16" if dtype == BF16 else "float32")
+            progress("compiling")
+            rewrite = quantise.quantise if dtype == INT8 else None
+            return capture.capture(loaded.model, folder.context, loaded.data, rewrite)
+
+        progress("reading the weights")
+        program = program_cache.compiled(folder.path, folder.shards, dtype, compile) if cached else compile()
         return cls(folder, program, dtype)
 
     def engine(self, slots: int = 1, context: int | None = None, rows_max: int = STEP_ROWS_MAX) -> Engine:

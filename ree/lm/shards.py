@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ree import extents, nesting
 from ree.errors import FormatError, InputError, LimitError, UnsupportedError
 from ree.extents import Extent
 from ree.limits import NAME_BYTES_MAX, NODES_MAX, RANK_MAX, TENSOR_BYTES_MAX
+from ree.types import DType
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +33,10 @@ DTYPES = {
     "F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": ("bfloat16", 2),
     "I64": ("int64", 8), "I32": ("int32", 4), "I16": ("int16", 2), "I8": ("int8", 1), "U8": ("uint8", 1),
     "BOOL": ("bool", 1), "F8_E4M3": ("float8_e4m3fn", 1), "F8_E5M2": ("float8_e5m2", 1),
+}  # fmt: skip
+_ARRAYS = {
+    "float64": DType.F64, "float32": DType.F32, "float16": DType.F16, "bfloat16": DType.BF16, "int64": DType.I64,
+    "int32": DType.I32, "int16": DType.I16, "int8": DType.I8, "uint8": DType.U8, "bool": DType.BOOL,
 }  # fmt: skip
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -53,6 +60,7 @@ class Shards(Mapping[str, Place]):
 
     def __init__(self, places: Mapping[str, Place]) -> None:
         self._places = dict(sorted(places.items()))
+        self._maps: dict[Path, mmap.mmap] = {}
         self._mapped: dict[Path, torch.Tensor] = {}
 
     @classmethod
@@ -89,6 +97,24 @@ class Shards(Mapping[str, Place]):
         """The files that hold tensors, by name."""
         return tuple(sorted({place.path for place in self._places.values()}))
 
+    def array(self, name: str) -> tuple[np.ndarray, DType]:
+        """The tensor as an array over the map of its file (bf16 as uint16), and its dtype; as `tensor`, without torch.
+
+        UnsupportedError if it has a dtype that ree does not know.
+        """
+        place = self._place(name)
+        dtype = _ARRAYS.get(place.dtype)
+        if dtype is None:
+            raise UnsupportedError(f"tensor {name!r} has dtype {place.dtype}")
+        if place.size_bytes == 0:
+            return np.empty(place.shape, dtype.numpy), dtype
+        data = np.frombuffer(self._bytes(place.path), np.uint8)[place.offset : place.offset + place.size_bytes]
+        if data.size != place.size_bytes:
+            raise FormatError(f"{place.path}: the file has been shortened")
+        if place.offset % dtype.size_bytes:
+            data = data.copy()
+        return data.view(dtype.numpy).reshape(place.shape), dtype
+
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor over the map of its file, which it keeps alive; it must not be written to.
 
@@ -97,9 +123,7 @@ class Shards(Mapping[str, Place]):
         """
         import torch
 
-        place = self._places.get(name)
-        if place is None:
-            raise InputError(f"the model folder holds no tensor {name!r}")
+        place = self._place(name)
         dtype = getattr(torch, place.dtype)
         if place.size_bytes == 0:
             return torch.empty(place.shape, dtype=dtype)
@@ -111,16 +135,28 @@ class Shards(Mapping[str, Place]):
             data = data.clone()
         return data.view(dtype).view(place.shape)
 
+    def _place(self, name: str) -> Place:
+        place = self._places.get(name)
+        if place is None:
+            raise InputError(f"the model folder holds no tensor {name!r}")
+        return place
+
+    def _bytes(self, path: Path) -> mmap.mmap:
+        """A map of a file; a write to it would end the process."""
+        if path not in self._maps:
+            try:
+                with path.open("rb") as file:
+                    self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, ValueError) as error:  # ValueError: an empty file
+                raise FormatError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+        return self._maps[path]
+
     def _map(self, path: Path) -> torch.Tensor:
-        """The bytes of a file as a tensor over a map of it; a write to them would end the process."""
+        """The bytes of a file as a tensor over its map."""
         import torch
 
         if path not in self._mapped:
-            try:
-                with path.open("rb") as file:
-                    mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError) as error:  # ValueError: an empty file
-                raise FormatError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+            mapping = self._bytes(path)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
                 self._mapped[path] = torch.frombuffer(mapping, dtype=torch.uint8)

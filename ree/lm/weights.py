@@ -36,6 +36,11 @@ class ShardData:
 
     def read(self) -> np.ndarray:
         """A view of the file where the dtypes agree, else a converted copy."""
+        array, stored = self.shards.array(self.name)
+        if stored is self.type.dtype:
+            return array
+        if stored is DType.BF16 and self.type.dtype is DType.F32:
+            return (array.astype(np.uint32) << 16).view(np.float32)
         from ree.capture import to_torch_dtype
 
         return to_numpy(self.shards.tensor(self.name).to(to_torch_dtype(self.type.dtype)))
