@@ -18,20 +18,23 @@ from tools.cross.targets import QUICK, CrossError
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.cross", description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a part of the cases, in under a minute")
+    parser.add_argument("--quick", action="store_true", help="a part of the cases, in about a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
-    parser.add_argument("--threads", type=int, default=2, help="threads of the runs")
+    parser.add_argument(
+        "--threads", type=int, nargs="+", default=[1, 2, 3], help="every case runs on each of these numbers of threads"
+    )
     return parser.parse_args(argv)
 
 
 def _cases(quick: bool) -> list[Case]:
-    from tools.cross import committed, elements, models  # torch is imported once it is known to be needed
+    # torch is imported once it is known to be needed
+    from tools.cross import committed, draws, elements, language, models, streamed
 
     if quick:
-        whole = models.quick()
-        return [*elements.quick(), *whole, *committed.quick(whole)]
-    whole = models.full()
-    return [*elements.full(), *whole, *committed.full(whole)]
+        whole = [*models.quick(), *language.quick()]
+        return [*elements.quick(), *whole, *committed.quick(whole), *streamed.quick(), draws.draws()]
+    whole = [*models.full(), *language.full()]
+    return [*elements.full(), *whole, language.wrong_expert(), *committed.full(whole), *streamed.full(), draws.draws()]
 
 
 def _show(result: Result) -> None:

@@ -13,10 +13,10 @@ from blake3 import blake3
 from ree.element import jit
 from ree.plan.fuse import Kernel
 from ree_kernels.build import COMMON_FLAGS, RUNTIME_SOURCES, SOURCES, kernel_names
-from tools.cross.job import C_KERNELS
+from tools.cross.job import C_KERNELS, OWN_KERNELS
 from tools.cross.targets import CrossError, Processor
 
-RUNNER = Path(__file__).resolve().with_name("runner.c")
+OWN_SOURCES = [Path(__file__).resolve().with_name(f"{name}.c") for name in ("runner", "draw")]
 # what an emitted object may ask of the C library: exact functions alone
 ALLOWED = {"fma", "fmaf", "memcpy", "memmove", "memset"}
 _WORKERS = min(4, os.cpu_count() or 1)
@@ -24,7 +24,7 @@ _WORKERS = min(4, os.cpu_count() or 1)
 
 def symbols_of(kernels: Mapping[str, Kernel]) -> list[str]:
     """Every kernel that the runner links, in the order of its table."""
-    return [*C_KERNELS, *sorted(kernels)]
+    return [*C_KERNELS, *OWN_KERNELS, *sorted(kernels)]
 
 
 def build(processor: Processor, kernels: Mapping[str, Kernel], directory: Path) -> Path:
@@ -36,7 +36,7 @@ def build(processor: Processor, kernels: Mapping[str, Kernel], directory: Path) 
     own.mkdir(parents=True, exist_ok=True)
     table = own / "symbols.c"
     table.write_text(_table(symbols_of(kernels)))
-    sources = [RUNNER, table, *(SOURCES / f"{name}.c" for name in (*kernel_names(), *RUNTIME_SOURCES))]
+    sources = [*OWN_SOURCES, table, *(SOURCES / f"{name}.c" for name in (*kernel_names(), *RUNTIME_SOURCES))]
     compiled = [own / f"{source.stem}.o" for source in sources]
     with ThreadPoolExecutor(_WORKERS) as pool:  # gcc works beside LLVM
         done = [pool.submit(_compile, processor, *pair) for pair in zip(sources, compiled, strict=True)]

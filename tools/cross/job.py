@@ -261,7 +261,9 @@ class Job:
             if name == "ree_blake3_roots":
                 return self._copy_roots(step)
             size_bytes = step.keep[0].nbytes if name in OWN_KERNELS else _struct_bytes(step.keep[0])
-            offset = self._put(_bytes_at(step.args, size_bytes))
+            # the two steps of attention over a cache have one struct
+            shared = self._structs.get(step.args)
+            offset = self._put(_bytes_at(step.args, size_bytes)) if shared is None else shared
             return offset, [(step.args, size_bytes, offset)]
         pointers, params, args = step.keep[:3]
         memory = [(a.ctypes.data, a.nbytes, self._put(a.tobytes())) for a in (pointers, params, args)]

@@ -39,10 +39,13 @@ class Result:
 def prove(
     cases: Sequence[Case],
     processors: Sequence[Processor],
-    threads: int = 2,
+    threads: Sequence[int] = (2,),
     report: Callable[[Result], None] = lambda _: None,
 ) -> list[Result]:
-    """Every case on every processor, the reference of this process first; CrossError if a tool fails."""
+    """Every case on every processor, the reference of this process first; CrossError if a tool fails.
+
+    threads: each of these numbers runs a case; what the first one gives that differs is the processor's result.
+    """
     results: list[Result] = []
 
     def add(processor: str, case: Case, got: bytes, want: bytes, seconds: float) -> None:
@@ -65,9 +68,11 @@ def prove(
             for case, job, want in zip(cases, jobs, expected, strict=True):
                 start = time.perf_counter()
                 try:
-                    got = case.result(build.run(processor, executable, job, threads, TIMEOUT_S))
+                    runs = [build.run(processor, executable, job, count, TIMEOUT_S) for count in threads]
                 except CrossError as error:
                     raise CrossError(f"{processor.name}, {case.name}: {error}") from None
+                given = [case.result(run) for run in dict.fromkeys(runs)]
+                got = next((result for result in given if result != want), want)
                 add(processor.name, case, got, want, time.perf_counter() - start)
     return results
 
@@ -91,7 +96,7 @@ def _different(got: bytes, want: bytes) -> int:
 
 def summary(results: Sequence[Result], processors: Sequence[Processor]) -> dict[str, Any]:
     """The results as JSON: the digest of every case here, and for each processor where it differs."""
-    tools = {p.name: [_version(command) for command in (p.tool("gcc"), *p.emulator)] for p in processors}
+    tools = {p.name: [_version(command) for command in (p.tool("gcc"), *p.emulator[:1])] for p in processors}
     seen: dict[str, dict[str, Any]] = {}
     for result in results:
         entry = seen.setdefault(result.processor, {"cases": 0, "equal": 0, "seconds": 0.0, "different": {}})

@@ -24,20 +24,25 @@ class CrossError(Exception):
     """The proof cannot be made: a tool is missing or fails."""
 
 
+# instructions beyond an instruction set: flags of gcc that let kernels use them, an emulated processor with them
+FEATURES = {"": ([], []), "dotprod": (["-march=armv8.2-a+dotprod"], ["-cpu", "max"])}
+
+
 @dataclass(frozen=True)
 class Processor:
-    """An instruction set of a machine; native where the machine is this one."""
+    """An instruction set of a machine, perhaps with one of `FEATURES`; native where the machine is this one."""
 
     machine: str
     isa: str
+    feature: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.machine} {self.isa}"
+        return f"{self.machine} {self.isa} {self.feature}".rstrip()
 
     @property
     def flags(self) -> list[str]:
-        return ISA_FLAGS[self.isa]
+        return ISA_FLAGS[self.isa] + FEATURES[self.feature][0]
 
     @property
     def is_native(self) -> bool:
@@ -50,11 +55,11 @@ class Processor:
 
     @property
     def emulator(self) -> list[str]:
-        return [] if self.is_native else [f"qemu-{self.machine}"]
+        return [] if self.is_native else [f"qemu-{self.machine}", *FEATURES[self.feature][1]]
 
     def missing(self) -> list[str]:
         """Tools that this processor needs and that are not installed."""
-        wanted = [self.tool("gcc"), self.tool("nm"), *self.emulator]
+        wanted = [self.tool("gcc"), self.tool("nm"), *self.emulator[:1]]
         lacking = [tool for tool in wanted if shutil.which(tool) is None]
         if not lacking and not _has_static_libc(self.tool("gcc")):
             lacking.append(f"{self.machine} libc.a")
@@ -75,7 +80,8 @@ def processors() -> list[Processor]:
     """All instruction sets of this processor, natively, and of the others that have kernels."""
     here = [Processor(HOST, isa) for isa in supported()]
     others = [Processor(machine, isa) for machine in ("aarch64", "riscv64") if machine != HOST for isa in isas(machine)]
-    return here + others
+    featured = [Processor(machine, isa, "dotprod") for machine, isa in (("aarch64", "neon"),) if machine != HOST]
+    return here + others + featured
 
 
 def missing(processors: list[Processor]) -> str:
