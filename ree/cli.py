@@ -6,6 +6,7 @@ standard error.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -165,6 +166,8 @@ def verify(
     step: Annotated[int | None, typer.Option(min=0, help="Of a generation only this token, from 0.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Trace of the generation, for --layer.")] = None,
     layer: Annotated[int | None, typer.Option(min=0, help="Of a generation only this layer, from 0.")] = None,
+    text: Annotated[str | None, typer.Option(help="The text that the generation must have given.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The seed that the generation must have been drawn with.")] = None,
     key: Annotated[list[str] | None, typer.Option(help="Public key (hex or PEM) whose receipts count.")] = None,
     salt: Annotated[Path | None, typer.Option(help="File with the salt of the commitment to the input.")] = None,
     nonce: Annotated[str | None, typer.Option(help="The nonce that the receipt must carry, 64 hex digits.")] = None,
@@ -187,10 +190,11 @@ def verify(
         if file is not None or inputs is not None:
             raise InputError("a receipt is of a run (FILE.ree --input FILE) or of a generation (--model), not of both")
         asked = cli_generate.Asked(receipt, model, prompt, prompt_file, key, salt, nonce, dtype)
-        found = cli_generate.verify(asked, step, trace, layer)
+        part, answer = cli_generate.Part(step, trace, layer), cli_generate.Answer(text, seed)
+        found = cli_generate.verify(asked, part, answer)
         _print(found[0], as_json, found[1])
         return
-    if file is None or inputs is None or (prompt, prompt_file, dtype, step, trace, layer) != (None,) * 6:
+    if file is None or inputs is None or (prompt, prompt_file, dtype, step, trace, layer, text, seed) != (None,) * 8:
         raise InputError("RECEIPT FILE.ree --input FILE verifies a run, RECEIPT --model FOLDER --prompt a generation")
     envelope, keys, opening = receipts.load(receipt), signing.trusted(key), signing.read_salt(salt)
     receipts.read(envelope, keys)  # a receipt that is no good needs no program
@@ -353,6 +357,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs a command and turns every error of ree into one line and an exit code."""
     if sys.stdout is None:  # closed: `ree ... >&-`
         sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a model's text may have letters that the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")  # torch's advice to its own callers

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,8 +18,9 @@ from ree.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
     from ree.commit.keys import PublicKey
+    from ree.lm.check import Verified
     from ree.lm.generate import Generated, Wanted
-    from ree.lm.generation import Receipt, Recorder
+    from ree.lm.generation import Generation, Receipt, Recorder
     from ree.lm.model import LanguageModel
     from ree.lm.sample import Sampling
 
@@ -68,6 +72,7 @@ def generate(
         ree.threads(threads)
     if receipt is None and (sign is not None or nonce is not None):
         raise InputError("--sign and --nonce go with --receipt FILE")
+    _check_outputs(receipt, trace)
     text = _prompt(prompt, prompt_file)
     given = {
         "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
@@ -75,12 +80,13 @@ def generate(
     }  # fmt: skip
     with Progress() as progress:
         found = _open(model, dtype, progress)
-        tokens = prompt_tokens(found, text, chat)
+        moment = int(time.time())
+        tokens = prompt_tokens(found, text, chat, moment)
         stops = frozenset() if ignore_eos else frozenset(found.folder.eos_ids)
         sampling = _sampling(found, given, seed)
         wanted = Wanted(tokens, sampling, max_new_tokens, stops, tuple(stop or ()))
         engine = found.engine(context=context)
-        recorder = _recorder(found, wanted, chat, sign, nonce) if receipt else None
+        recorder = _recorder(found, wanted, chat, sign, nonce, moment) if receipt else None
         result = run(
             engine,
             found.folder.tokenizer,
@@ -147,25 +153,49 @@ def expected(asked: Asked, progress: Progress) -> Expected:
         mine, theirs = lm.program_id.hex(), found.claim.program_id.hex()
         why = f"as {lm.dtype}: another model, or another --dtype"
         raise VerificationError(f"the receipt's programId is {theirs}, that of this folder {mine} {why}")
-    tokens = prompt_tokens(lm, text, found.claim.chat_template_id is not None)
+    tokens = prompt_tokens(lm, text, found.claim.chat_template_id is not None, found.claim.issued_at)
     wanted = None if asked.nonce is None else signing.digest(asked.nonce, "--nonce")
     check.expect(found.claim, lm, tokens, opening, wanted)
     return Expected(envelope, found, lm, tokens, opening, wanted, trusted)
 
 
-def verify(asked: Asked, step: int | None, trace: Path | None, layer: int | None) -> tuple[dict[str, Any], str]:
-    """Check a generation's receipt by one pass over prompt and tokens: what was found, as JSON values and as a line.
+@dataclass(frozen=True)
+class Part:
+    """What of a generation is looked at: all, one token, or one layer on the tensors of a trace."""
 
-    step: only this token; trace, layer: only this layer, on the tensors of a trace of the generation.
-    """
+    step: int | None = None
+    trace: Path | None = None
+    layer: int | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the asker got and asked for, as far as he says: the text, the seed."""
+
+    text: str | None = None
+    seed: int | None = None
+
+    def check(self, claim: Generation, text: str) -> None:
+        """VerificationError: the receipt is about another text or seed."""
+        if self.text is not None and self.text != text:
+            raise VerificationError(f"the receipt's text is {text[:200]!r}, not {self.text[:200]!r}")
+        if self.seed is not None and self.seed != claim.sampling.seed:
+            raise VerificationError(f"the receipt's seed is {claim.sampling.seed}, not {self.seed}")
+
+
+def verify(asked: Asked, part: Part, answer: Answer) -> tuple[dict[str, Any], str]:
+    """Check a generation's receipt by one pass over prompt and tokens: what was found, as JSON values and as text."""
     from ree.lm import check
 
-    if (trace is None) != (layer is None) or (layer is not None and step is not None):
+    step = part.step
+    if (part.trace is None) != (part.layer is None) or (part.layer is not None and step is not None):
         raise InputError("--trace FILE and --layer N go together, and without --step")
     with Progress() as progress:
         found = expected(asked, progress)
-        if trace is not None and layer is not None:
-            return _verify_layer(found, trace, layer, progress)
+        text = _text_of(found)
+        answer.check(found.receipt.claim, text)
+        if part.trace is not None and part.layer is not None:
+            return _verify_layer(found, part.trace, part.layer, progress)
         verified = check.verify(
             found.envelope,
             found.model,
@@ -176,7 +206,7 @@ def verify(asked: Asked, step: int | None, trace: Path | None, layer: int | None
             only=None if step is None else range(step, step + 1),
             progress=lambda done, total: progress.tell(f"checking: {done} of {total} tokens read"),
         )
-    return _verdict(verified, found.keys is not None)
+    return _verdict(verified, found, text)
 
 
 def _verify_layer(expected: Expected, path: Path, layer: int, progress: Progress) -> tuple[dict[str, Any], str]:
@@ -211,8 +241,17 @@ def _verify_layer(expected: Expected, path: Path, layer: int, progress: Progress
     return result, line + ("" if expected.keys else ANYONE)
 
 
-def _verdict(verified: Any, is_trusted: bool) -> tuple[dict[str, Any], str]:
+def _text_of(found: Expected) -> str:
+    """The text that the receipt's tokens spell, as the asker got it."""
+    claim = found.receipt.claim
+    speller = found.model.text(found.tokens, claim.stop_strings)
+    spelt = [speller.push(token) for token in claim.tokens if token not in claim.stop_tokens]
+    return "".join(spelt) + speller.finish()
+
+
+def _verdict(verified: Verified, expected: Expected, text: str) -> tuple[dict[str, Any], str]:
     claim = verified.receipt.claim
+    own_stops = set(expected.model.folder.eos_ids)
     count = len(claim.tokens)
     result = {
         "receipt_id": verified.receipt.id.hex(),
@@ -223,14 +262,26 @@ def _verdict(verified: Any, is_trusted: bool) -> tuple[dict[str, Any], str]:
         "rows": verified.rows,
         "prompt_opened": verified.prompt_opened,
         "seconds": verified.seconds,
-        "passes_saved": count,
+        "text": text,
+        "seed": claim.sampling.seed,
+        "stop_tokens_are_the_models": set(claim.stop_tokens) == own_stops,
     }
     what = f"all {count} tokens" if len(verified.steps) == count else f"token {verified.steps.start}"
-    line = (
-        f"the receipt holds: {what} follow from the prompt, checked by reading {verified.rows} tokens in one pass "
-        f"({verified.seconds:.2f} s) instead of {count} steps; signed by {verified.receipt.signer.id}"
+    sampling = claim.sampling
+    ends = f"at most {claim.max_new_tokens} tokens, stop tokens {list(claim.stop_tokens)}"
+    ends += f", stop strings {list(claim.stop_strings)}" if claim.stop_strings else ""
+    ends += "" if set(claim.stop_tokens) <= own_stops else " (not the model's own: it may have been cut short)"
+    asked = (
+        f"temperature {sampling.temperature:g}, top-k {sampling.top_k}, top-p {sampling.top_p:g}, seed {sampling.seed}"
     )
-    line += "" if is_trusted else ANYONE
+    line = (
+        f"text: {json.dumps(text, ensure_ascii=False)}\n"
+        f"asked for: {asked}; {ends}; ended by {claim.finish_reason}\n"
+        f"the receipt holds: {what} {'follow' if len(verified.steps) > 1 else 'follows'} from the prompt, checked by "
+        f"reading {verified.rows} tokens in one pass ({verified.seconds:.2f} s) instead of {count} steps; "
+        f"signed by {verified.receipt.signer.id}"
+    )
+    line += "" if expected.keys else ANYONE
     line += "" if verified.prompt_opened else "; without the salt, its commitment to the prompt was not opened"
     return result, line
 
@@ -276,10 +327,32 @@ def _perplexity(model: LanguageModel, tokens: list[int], progress: Progress) -> 
     return perplexity(model.engine(), tokens, tell)
 
 
-def prompt_tokens(model: LanguageModel, text: str, chat: bool) -> list[int]:
-    """Tokens of a prompt; chat: as a user's message, through the model's template."""
+def prompt_tokens(model: LanguageModel, text: str, chat: bool, moment: int) -> list[int]:
+    """Tokens of a prompt; chat: as a user's message, through the model's template.
+
+    moment: seconds since 1970, for templates that print the date, which they get in UTC; a receipt states it.
+    """
     tokenizer = model.folder.tokenizer
-    return tokenizer.chat([{"role": "user", "content": text}]).ids if chat else tokenizer.encode(text)
+    if not chat:
+        return tokenizer.encode(text)
+    now = datetime.datetime.fromtimestamp(moment, datetime.UTC)
+    return tokenizer.chat([{"role": "user", "content": text}], now=now).ids
+
+
+def _check_outputs(receipt: Path | None, trace: Path | None) -> None:
+    """Refuse files that cannot be written before anything is generated. InputError: they cannot, or are the same."""
+    from ree import signing
+
+    files = [path for path in (receipt, trace) if path is not None]
+    for path in files:
+        if path.is_dir():
+            raise InputError(f"cannot write {path}: it is a folder")
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise InputError(f"cannot write {path}: no such folder, or no right to write in it")
+    if receipt is not None:
+        files.append(receipt.with_name(receipt.name + signing.SALT_SUFFIX))
+    if len({os.path.abspath(path) for path in files}) < len(files):
+        raise InputError("receipt, its salt and the trace need files of their own")
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:
@@ -324,7 +397,9 @@ def _sampling(model: LanguageModel, given: dict[str, Any], seed: int) -> Samplin
     return Sampling(**{name: value for name, value in values.items() if value is not None}, seed=seed)
 
 
-def _recorder(model: LanguageModel, wanted: Wanted, chat: bool, sign: Path | None, nonce: str | None) -> Recorder:
+def _recorder(
+    model: LanguageModel, wanted: Wanted, chat: bool, sign: Path | None, nonce: str | None, moment: int
+) -> Recorder:
     from ree import signing
     from ree.lm.generation import Recorder
 
@@ -337,6 +412,7 @@ def _recorder(model: LanguageModel, wanted: Wanted, chat: bool, sign: Path | Non
         wanted.stops,
         signing.signer_or_own(sign),
         None if nonce is None else signing.digest(nonce, "--nonce"),
+        moment,
     )
 
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from ree.commit.keys import PublicKey
+    from ree.commit.receipt import Receipt
+    from ree.lm.generation import Receipt as Generated
 
 app = typer.Typer(help="Show and verify receipts; nothing is run again.", add_completion=False)
 
@@ -41,9 +47,8 @@ def key(
 def show(file: ReceiptFile, as_json: Json = False) -> None:
     """What a receipt states and who signed it; the signature must be good."""
     from ree import signing
-    from ree.commit import receipt
 
-    found = signing.describe(receipt.read(receipt.load(file)))
+    found = signing.describe(_read(file, None))
     _print(found, as_json, _lines(found))
 
 
@@ -59,15 +64,29 @@ def verify(
 ) -> None:
     """Check a receipt's signature and form; exit code 1 if anything about it is wrong."""
     from ree import signing
-    from ree.commit import receipt
 
     public = signing.trusted(trusted)
     expected = {} if nonce is None else {"nonce": signing.digest(nonce, "--nonce")}
-    found = receipt.read(receipt.load(file), public)
+    found = _read(file, public)
     found.claim.expect(**expected)
     doubt = "; no --key was given, so anyone may hold that one" if public is None else ""
     result = signing.describe(found) | {"trusted": public is not None}
     _print(result, as_json, f"good, signed by {found.signer.id}{doubt}")
+
+
+def _read(file: Path, trusted: Collection[PublicKey] | None) -> Receipt | Generated:
+    """A receipt of a run or of a generation, whose signature and form are good."""
+    from ree.commit import dsse, receipt, strict_json
+    from ree.limits import GENERATION_RECEIPT_BYTES_MAX
+    from ree.lm import generation
+
+    envelope = receipt.load(file, GENERATION_RECEIPT_BYTES_MAX)
+    signed, _ = dsse.unseal(envelope, receipt.PAYLOAD_TYPE, trusted, GENERATION_RECEIPT_BYTES_MAX)
+    statement = strict_json.parse(signed, "the statement")
+    kind = statement.get("predicateType") if isinstance(statement, dict) else None
+    if kind == generation.PREDICATE_TYPE:
+        return generation.read(envelope, trusted)
+    return receipt.read(envelope, trusted)
 
 
 def _lines(found: dict[str, Any]) -> str:

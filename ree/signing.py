@@ -7,13 +7,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ree import atomic
 from ree.commit.keys import PublicKey, Signer, generate
 from ree.commit.receipt import Receipt, read
 from ree.commit.trace import Trace
 from ree.errors import InputError
+
+if TYPE_CHECKING:
+    from ree.lm.generation import Receipt as Generated
 
 SALT_SUFFIX = ".salt"
 _DIGITS = 64
@@ -75,7 +78,7 @@ def signer_or_own(path: Path | None) -> Signer:
     return Signer.load(path)
 
 
-def describe(receipt: Receipt) -> dict[str, Any]:
+def describe(receipt: Receipt | Generated) -> dict[str, Any]:
     """A receipt as JSON values."""
     return {"receipt_id": receipt.id.hex(), "signer": receipt.signer.id, "claim": receipt.claim.predicate()}
 

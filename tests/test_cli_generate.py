@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -203,3 +207,103 @@ def test_verify_wants_a_run_or_a_generation(folder: Path, tmp_path: Path, capsys
     code, _, err = run(capsys, "verify", receipt, "--model", folder, "--prompt", PROMPT)
     assert code == 1 and len(err.splitlines()) == 1
     refused(capsys, 2, "such folder", "generate", "--model", tmp_path / "none", "--prompt", "a")
+
+
+# -- found in review ---------------------------------------------------------------------------
+
+
+def test_a_template_that_prints_the_time_is_verified_later(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The receipt says when the prompt was made, and the verifier renders it for that moment, in UTC."""
+    dated, receipt = tmp_path / "dated", tmp_path / "r.json"
+    shutil.copytree(folder, dated)
+    settings = json.loads((dated / "tokenizer_config.json").read_text())
+    settings["chat_template"] = "{{ strftime_now('%d %b %Y, %H:%M:%S') }}\n" + settings["chat_template"]
+    (dated / "tokenizer_config.json").write_text(json.dumps(settings))
+    clock = time.time()
+    monkeypatch.setattr(time, "time", lambda: clock)
+    generate(capsys, dated, "--chat", "--receipt", receipt)
+    clock += 86_401
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert good(capsys, "verify", receipt, "--model", dated, "--prompt", PROMPT)["prompt_opened"]
+    finally:
+        monkeypatch.delenv("TZ")
+        time.tzset()
+
+
+def test_verify_says_what_was_asked_for_and_answered(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    receipt = tmp_path / "r.json"
+    made = generate(capsys, folder, "--receipt", receipt)
+    verify = ("verify", receipt, "--model", folder, "--prompt", PROMPT)
+    found = good(capsys, *verify, "--text", made["text"], "--seed", 5)
+    assert found["text"] == made["text"] and found["seed"] == 5 and found["stop_tokens_are_the_models"]
+    refused(capsys, 1, "text is", *verify, "--text", made["text"] + "!")
+    refused(capsys, 1, "seed is 5, not 6", *verify, "--seed", 6)
+    code, out, _ = run(capsys, *verify)
+    assert code == 0 and json.dumps(made["text"], ensure_ascii=False) in out and "seed 5" in out
+    assert "cut short" not in out
+
+
+def test_an_answer_that_a_stop_token_of_the_providers_own_cut_short_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ree.commit.keys import Signer
+    from ree.commit.keys import generate as new_key
+    from ree.lm.generate import Wanted
+    from ree.lm.generate import generate as draw
+    from ree.lm.generation import Recorder
+    from ree.lm.model import LanguageModel
+
+    model = LanguageModel.open(folder)
+    prompt = model.folder.tokenizer.encode(PROMPT)
+    third = draw(model.engine(), model.folder.tokenizer, Wanted(prompt, max_new_tokens=3)).tokens[2]
+    wanted = Wanted(prompt, max_new_tokens=20, stop_tokens=frozenset({third}))
+    new_key(tmp_path / "own.pem")
+    signer = Signer.load(tmp_path / "own.pem")
+    recorder = Recorder(model.binding(False), prompt, wanted.sampling, 20, {third}, (), signer)
+    reason = draw(model.engine(), model.folder.tokenizer, wanted, recorder).reason
+    receipt = tmp_path / "cut.json"
+    receipt.write_bytes(recorder.finish(reason)[1])
+    code, out, _ = run(capsys, "verify", receipt, "--model", folder, "--prompt", PROMPT)
+    assert code == 0 and "cut short" in out
+    assert not good(capsys, "verify", receipt, "--model", folder, "--prompt", PROMPT)["stop_tokens_are_the_models"]
+
+
+def test_receipts_of_generations_are_shown_and_their_signatures_checked(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    receipt = tmp_path / "r.json"
+    made = generate(capsys, folder, "--receipt", receipt)
+    assert good(capsys, "receipt", "show", receipt)["claim"]["tokens"] == made["tokens"]
+    assert good(capsys, "receipt", "verify", receipt, "--key", made["receipt"]["signer"])["trusted"]
+    refused(capsys, 1, "not trusted", "receipt", "verify", receipt, "--key", "00" * 31 + "01")
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        ("--receipt", "/nowhere/at/all/r.json"), ("--trace", "/nowhere/at/all/t"), ("--receipt", "."),
+        ("--receipt", "same", "--trace", "same"), ("--receipt", "same", "--trace", "./same.salt"),
+    ],
+)  # fmt: skip
+def test_files_that_cannot_be_written_are_refused_before_anything_is_generated(
+    outputs: tuple[str, ...], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ree.lm.model.LanguageModel.open", lambda *a: pytest.fail("the model was read"))
+    code, out, err = run(capsys, "generate", "--model", folder, "--prompt", PROMPT, *outputs)
+    assert code == 2 and out == "" and len(err.splitlines()) == 1
+
+
+def test_text_beyond_the_terminals_encoding_is_escaped(folder: Path) -> None:
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-W", "ignore", "-m", "ree.cli", "generate", "--model", str(folder), "--prompt", "hi"]
+    command += ["--max-new-tokens", "60", "--temperature", "2"]
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr and done.stdout.isascii()

@@ -55,11 +55,11 @@ class ChatTemplate:
         """The prompt for `messages`, each with a role and, mostly, a content.
 
         special: texts of special tokens by name ("bos_token", ...). add_generation_prompt: whether it ends where the
-        assistant begins to speak. now: what the few templates that ask for it take for the date; else the local
-        clock. InputError: not messages, or the template refuses them; LimitError: too many or too long.
+        assistant begins to speak. now: what the few templates that ask for it take for the date; else the
+        clock, in UTC. InputError: not messages, or the template refuses them; LimitError: too many or too long.
         """
         checked = _messages(messages)
-        moment = now or datetime.datetime.now()
+        moment = now or datetime.datetime.now(datetime.UTC)
         pieces: list[str] = []
         length = 0
         try:

@@ -367,7 +367,8 @@ class Recorder:
 
     salt: the 32 bytes that open the receipt's commitment to the prompt; the caller keeps them. prompt_tokens: 1 to
     2**24; stop_tokens: at most 1024, in any order; stop_strings: as for ree.lm.text.StopStrings; nonce: 32 bytes of the
-    one who asked. InputError: a value that no receipt can state. For one thread at a time.
+    one who asked; issued_at: when the prompt was made, seconds since 1970 (None: now), which a template may have put
+    into it. InputError: a value that no receipt can state. For one thread at a time.
     """
 
     def __init__(
@@ -380,6 +381,7 @@ class Recorder:
         stop_strings: Sequence[str],
         signer: Signer,
         nonce: bytes | None = None,
+        issued_at: int | None = None,
     ) -> None:
         self.salt = salted.fresh_salt()
         self._signer = signer
@@ -391,6 +393,7 @@ class Recorder:
             "stop_tokens": _ascending(stop_tokens),
             "stop_strings": None if isinstance(stop_strings, str) else tuple(stop_strings),
             "nonce": nonce,
+            "issued_at": int(time.time()) if issued_at is None else issued_at,
             "device": f"cpu {platform.machine()} {cpu.kernels().isa}",
         }
         _check(self._asked)  # now, not when the tokens are there

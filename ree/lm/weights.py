@@ -58,7 +58,7 @@ def load(folder: Folder, dtype: str) -> Loaded:
     """The folder's model, in evaluation mode, with ree's attention; dtype: "float32" or "bfloat16".
 
     Where the files hold the model's parameters under other names or in other shapes than the model does, transformers
-    converts them, which takes memory for all weights. CaptureError: transformers cannot build it.
+    converts them, which takes memory for those that it joins or converts. CaptureError: transformers cannot build it.
     """
     from ree.lm import torch_model
 
@@ -171,17 +171,19 @@ def _places(model: Any, shards: Shards, dtype: DType) -> dict[str, ShardData] | 
 
 
 def _converted(folder: Folder, dtype: str) -> Any:
-    """The model with its weights in memory, as transformers reads them."""
-    from transformers import AutoModelForCausalLM
+    """The model with its weights as transformers makes them of the folder's tensors; most stay where they lie."""
+    import transformers
 
-    model, report = AutoModelForCausalLM.from_pretrained(
-        str(folder.path),
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
-        **_options(dtype),
-    )
+    from ree.peers import silence
+
+    with silence():  # a bar of progress
+        model, report = getattr(transformers, folder.architecture).from_pretrained(
+            None,
+            config=copy.deepcopy(folder.config),
+            state_dict={name: folder.shards.tensor(name) for name in folder.shards},
+            output_loading_info=True,
+            **_options(dtype),
+        )
     missing = sorted(report["missing_keys"])
     if missing:
         raise CaptureError(f"{folder.path}: the files hold no weights for {missing[0]} and {len(missing) - 1} others")
