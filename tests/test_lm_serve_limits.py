@@ -14,7 +14,7 @@ from typing import Any
 import openai
 import pytest
 
-from ree.lm.serve import connection, guard, run
+from ree.lm.serve import connection, guard, run, service
 from ree.lm.serve.service import PREPARERS
 from tests.lm_fakes import END, FakeEngine, FakeModel
 from tests.serve_case import RESET, Running, open_files, request_bytes, serving, until
@@ -243,6 +243,84 @@ def test_full_between_the_first_look_and_the_last() -> None:
         for thread in asking:
             thread.join()
         assert set(statuses) == {200, 429} and statuses.count(200) >= 4
+
+
+# -- what is being prepared --------------------------------------------------------------------------------
+
+
+class Held:
+    """Prompts whose tokens are not made until they may be; of those of more than `from_bytes`."""
+
+    def __init__(self, running: Running, from_bytes: int = 0) -> None:
+        self.may, self.began, self._encode = threading.Event(), 0, running.service.model.encode
+        self._from_bytes = from_bytes
+        running.service.model.encode = self.encode  # type: ignore[method-assign]
+
+    def encode(self, text: str) -> list[int]:
+        if len(text) >= self._from_bytes:
+            self.began += 1
+            assert self.may.wait(60)
+        return self._encode(text)
+
+
+def test_what_is_being_prepared_waits_like_the_rest() -> None:
+    """It is counted, and so are those that wait behind it; nothing else has to wait for it."""
+    with serving(FakeModel(FakeEngine(slots=1)), waiting_max=1) as running:
+        held, clients = Held(running), [running.connect() for _ in range(2)]
+        for client in clients:
+            client.sendall(request_bytes(SHORT))
+        until(lambda: running.service.waiting == 2)
+        assert running.ask("GET", "/health")[1] == {"status": "ok", "running": 0, "waiting": 2}
+        assert b"ree_waiting 2\n" in running.ask("GET", "/metrics")[1]
+        assert running.post(SHORT)[0] == 429
+        held.may.set()
+        for client in clients:
+            until_text(client, b"ree_receipt")
+            client.close()
+        assert held.began == 2 and running.post(SHORT)[0] == 200
+
+
+def test_those_who_leave_before_they_are_prepared() -> None:
+    """Nothing is done for them any more, and what they sent is let go of."""
+    with serving(slow_model()) as running:
+        held, clients = Held(running), [running.connect() for _ in range(8)]
+        for client in clients:
+            client.sendall(request_bytes(SHORT))
+        until(lambda: running.service.waiting == 8)
+        for client in clients:
+            client.close()
+        until(lambda: running.service.waiting == 0)
+        assert running.logged(status=499)["endpoint"] == "completions"
+        held.may.set()
+        assert running.post(SHORT)[0] == 200
+        assert held.began == 2  # the one that had begun, and the last
+        assert [line["status"] for line in running.lines if line["event"] == "request"] == [499] * 8 + [200]
+
+
+def test_out_of_time_before_it_is_prepared() -> None:
+    with serving(slow_model(), timeout_s=0.2) as running:
+        held = Held(running)
+        try:
+            status, found, _ = running.post(SHORT)
+        finally:
+            held.may.set()
+        assert (status, found["error"]["code"]) == (504, "timeout")
+
+
+def test_small_bodies_do_not_wait_behind_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "LARGE_MAX", 2)
+    large = ENDLESS | {"prompt": "a" * (service.LARGE_BYTES + 1)}
+    with serving(slow_model()) as running:
+        held, clients = Held(running, service.LARGE_BYTES), [running.connect() for _ in range(2)]
+        for client in clients:
+            client.sendall(request_bytes(large))
+        until(lambda: running.service.waiting == 2)
+        assert running.post(SHORT)[0] == 200
+        assert running.post(large)[0] == 429
+        held.may.set()
+        for client in clients:
+            assert b"context_length_exceeded" in until_text(client, b"error")
+            client.close()
 
 
 # -- what breaks -------------------------------------------------------------------------------------------

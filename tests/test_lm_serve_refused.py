@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from ree.lm.serve.guard import BODY_BYTES_MAX
+from ree.lm.serve.service import TOKEN_BYTES_MAX
 from tests.lm_fakes import VOCAB, FakeEngine, FakeModel
 from tests.serve_case import Running, serving, until
 
@@ -164,6 +165,14 @@ def test_a_wrong_member_of_a_chat(running: Running, param: str, change: dict[str
 def test_too_long_for_the_context_has_a_code(running: Running) -> None:
     assert refused(running, "/v1/completions", COMPLETION | {"prompt": "a" * 511})["code"] == "context_length_exceeded"
     assert running.post(COMPLETION | {"prompt": "a" * 510})[0] == 200
+
+
+def test_what_cannot_fit_the_context_is_not_made_tokens_of(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running.service.model, "encode", lambda text: 1 / 0)
+    text = "a" * (512 * TOKEN_BYTES_MAX + 1)
+    chat = {"messages": [{"role": "user", "content": text[:-1]}, {"role": "user", "content": "a"}]}
+    for path, change in (("/v1/completions", {"prompt": text}), ("/v1/chat/completions", chat)):
+        assert refused(running, path, PATHS[path] | change)["code"] == "context_length_exceeded"
 
 
 @pytest.mark.parametrize(

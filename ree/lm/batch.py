@@ -150,7 +150,7 @@ class Batch:
         with self._lock:
             if not self._open:
                 raise Stopping("the server is shutting down")
-            if self.full:
+            if not self.room:
                 raise Full("too many requests are waiting; try again later")
             self._idle.clear()
             self._waiting.append(ticket)
@@ -166,9 +166,9 @@ class Batch:
         return len(self._running)
 
     @property
-    def full(self) -> bool:
-        """True while no more can wait."""
-        return len(self._waiting) + len(self._running) >= self._jobs_max
+    def room(self) -> int:
+        """How many more may come."""
+        return max(0, self._jobs_max - len(self._waiting) - len(self._running))
 
     @property
     def healthy(self) -> bool:

@@ -92,15 +92,15 @@ async def _receipt(request: Request) -> Response:
 
 
 async def _health(request: Request) -> Response:
-    batch = _service(request).batch
+    service, batch = _service(request), _service(request).batch
     state = "draining" if batch.draining else "ok" if batch.healthy else "unhealthy"
     status = 200 if state == "ok" else 503
-    return JSONResponse({"status": state, "running": batch.running, "waiting": batch.waiting}, status)
+    return JSONResponse({"status": state, "running": batch.running, "waiting": service.waiting}, status)
 
 
 async def _metrics(request: Request) -> Response:
     service = _service(request)
-    text = service.metrics.text(service.batch.waiting, service.batch.running)
+    text = service.metrics.text(service.waiting, service.batch.running)
     return Response(text, headers={"content-type": CONTENT_TYPE})
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 from starlette.requests import Request
@@ -19,18 +20,17 @@ from ree.errors import InputError
 from ree.lm.batch import Batch, Full, Stopping
 from ree.lm.serve.answers import usage
 from ree.lm.serve.guard import ABORT, ENTRY, LEFT, Entry, Receive, Scope, Send, read_body
-from ree.lm.serve.refusal import ApiError, invalid
+from ree.lm.serve.refusal import AGAIN_LATER, ApiError, full, invalid
 from ree.lm.serve.service import Prepared, Service
 from ree.lm.ticket import Cause, Drawn, Ended, Event, Job, Ticket
 
 RECEIPT_HEADER = "x-ree-receipt"
-_AGAIN_LATER = {"retry-after": "1"}
 _NOT_AGAIN = {"x-should-retry": "false"}  # what OpenAI's clients look at
 _ENDS = {
     Cause.CANCELLED: (LEFT, "the client left", None, {}),
     Cause.TIMEOUT: (504, "the request ran out of time", "timeout", _NOT_AGAIN),
     Cause.STALLED: (LEFT, "the client does not read", None, {}),
-    Cause.STOPPING: (503, "the server is shutting down", "shutting_down", _AGAIN_LATER),
+    Cause.STOPPING: (503, "the server is shutting down", "shutting_down", AGAIN_LATER),
     Cause.ENGINE: (500, "the engine failed", "engine_failed", {}),
     Cause.REQUEST: (500, "this request failed", "request_failed", _NOT_AGAIN),
 }
@@ -61,8 +61,7 @@ class Listener:
         """Ends the job as soon as its client leaves, and in any case with the block."""
 
         async def watch() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
+            await _left(receive)
             self.ticket.cancel()
 
         watching = asyncio.create_task(watch())
@@ -78,11 +77,13 @@ async def generate(request: Request, kind: str) -> Response:
     """Answer a request for a generation; kind: "completion" or "chat"."""
     service: Service = request.app.state.service
     entry: Entry = request.scope[ENTRY]
+    deadline_s = time.monotonic() + service.timeout_s
     if service.batch.draining:
         raise failed(Cause.STOPPING)
-    if service.batch.full:  # before anything is read: what is refused should cost little
-        raise _full()
-    prepared = await service.prepare(kind, await read_body(request.scope, request.receive))
+    if service.full:  # before anything is read: what is refused should cost little
+        raise full()
+    body = await read_body(request.scope, request.receive)
+    prepared = await _prepared(service.prepare(kind, body, deadline_s), deadline_s, request.receive)
     entry.more["prompt_tokens"] = len(prepared.job.prompt)
     entry.more["stream"] = prepared.wanted.stream
     if service.log.prompts:
@@ -90,7 +91,7 @@ async def generate(request: Request, kind: str) -> Response:
     try:
         listener = Listener(service.batch, prepared.job)
     except Full:
-        raise _full() from None
+        raise full() from None
     except Stopping:
         raise failed(Cause.STOPPING) from None
     except InputError as error:
@@ -107,10 +108,24 @@ def failed(cause: Cause) -> ApiError:
     return ApiError(status, message, code=code, headers=headers)
 
 
-def _full() -> ApiError:
-    return ApiError(
-        429, "too many requests are waiting; try again later", code="rate_limit_exceeded", headers=_AGAIN_LATER
-    )
+async def _left(receive: Receive) -> None:
+    """Returns when the client leaves."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _prepared(preparing: Coroutine[Any, Any, Prepared], deadline_s: float, receive: Receive) -> Prepared:
+    """What is prepared, unless the client leaves first (ApiError 499) or there is no more time (504)."""
+    watching, work = asyncio.create_task(_left(receive)), asyncio.create_task(preparing)
+    try:
+        await asyncio.wait({watching, work}, timeout=deadline_s - time.monotonic(), return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        raise failed(Cause.CANCELLED if watching.done() else Cause.TIMEOUT)
+    finally:
+        for task in (watching, work):
+            task.cancel()
+        await asyncio.gather(watching, work, return_exceptions=True)
 
 
 def _note(entry: Entry, ended: Ended) -> None:

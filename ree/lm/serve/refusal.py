@@ -7,6 +7,7 @@ from typing import Any
 
 from ree.errors import Error
 
+AGAIN_LATER = {"retry-after": "1"}
 _TYPES = {429: "rate_limit_error", 401: "authentication_error", 403: "permission_error"}
 
 
@@ -29,6 +30,13 @@ class ApiError(Error):
         """The JSON value that the client gets."""
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def full() -> ApiError:
+    """As many requests wait as may: 429."""
+    return ApiError(
+        429, "too many requests are waiting; try again later", code="rate_limit_exceeded", headers=AGAIN_LATER
+    )
 
 
 def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:

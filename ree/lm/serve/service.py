@@ -20,15 +20,18 @@ from ree.lm.serve.log import Log
 from ree.lm.serve.members import document
 from ree.lm.serve.metrics import Metrics
 from ree.lm.serve.model import Asked, Model
-from ree.lm.serve.refusal import ApiError, invalid
+from ree.lm.serve.refusal import ApiError, full, invalid
 from ree.lm.serve.store import Store
 from ree.lm.ticket import Job
 
 T = TypeVar("T")
 
 TIMEOUT_S = 600.0
+TOKEN_BYTES_MAX = 128  # of the prompt for each token of the context; no vocabulary has longer ones
 STALL_S = 20.0
 SEED_BITS = 53  # of a seed that the server chooses: every JSON reader knows such integers
+LARGE_BYTES = 64 << 10  # a body of more is prepared in a thread of its own kind, lest small ones wait behind it
+LARGE_MAX = 16  # of these may wait for that
 PREPARERS = 2  # threads that read bodies and make tokens
 
 _READERS = {"completion": schema.completion, "chat": schema.chat}
@@ -69,18 +72,47 @@ class Service:
         self.timeout_s, self.stall_s = timeout_s, stall_s
         self.metrics = Metrics(log.fault)
         self.batch = Batch(model.engine, waiting_max, stall_s, rows_max, self.metrics)
-        self._preparers = ThreadPoolExecutor(PREPARERS, "ree-prepare")
+        self._preparers = [ThreadPoolExecutor(1, f"ree-prepare-{size}") for size in ("small", "large")]
+        self._preparing = [0, 0]  # bodies that wait for these threads or are in their hands
         self._storing = ThreadPoolExecutor(1, "ree-store")
 
     def close(self) -> None:
         """End the threads and close the store; what is being written is written."""
-        self._preparers.shutdown(cancel_futures=True)
+        for preparer in self._preparers:
+            preparer.shutdown(cancel_futures=True)
         self._storing.shutdown()
         self.store.close()
 
-    async def prepare(self, kind: str, body: bytes) -> Prepared:
-        """Read a body of a kind, "completion" or "chat", beside the event loop. ApiError: it is refused."""
-        return await asyncio.get_running_loop().run_in_executor(self._preparers, self._prepare, kind, body)
+    @property
+    def waiting(self) -> int:
+        """Requests that have no slot yet."""
+        return self.batch.waiting + sum(self._preparing)
+
+    @property
+    def full(self) -> bool:
+        """True while no more requests can wait; those that are being prepared will."""
+        return self.batch.room <= sum(self._preparing)
+
+    async def prepare(self, kind: str, body: bytes, deadline_s: float) -> Prepared:
+        """Read a body of a kind, "completion" or "chat", beside the event loop; in its thread.
+
+        deadline_s: of the monotonic clock, for the whole request. ApiError: it is refused, or too many wait. Cancelled,
+        it lets go of the body at once, and what has begun ends early.
+        """
+        lane = int(len(body) > LARGE_BYTES)
+        if self.full or (lane and self._preparing[lane] >= LARGE_MAX):
+            raise full()
+        held = [body]
+
+        def work() -> Prepared:
+            return self._prepare(kind, held, deadline_s)
+
+        self._preparing[lane] += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._preparers[lane], work)
+        finally:
+            held.clear()
+            self._preparing[lane] -= 1
 
     async def keep(self, prepared: Prepared, reason: str) -> str:
         """Make and store the receipt of a generation, beside the event loop; its id. ApiError 500: it cannot be."""
@@ -110,10 +142,20 @@ class Service:
         if name != self.model.name:
             raise ApiError(404, f"the model {name[:200]!a} is not served here", "model", "model_not_found")
 
-    def _prepare(self, kind: str, body: bytes) -> Prepared:
-        wanted = _READERS[kind](document(body))
+    def _prepare(self, kind: str, held: list[bytes], deadline_s: float) -> Prepared:
+        """held: the body, until its client leaves; what stands for it then is an error that nobody reads."""
+
+        def go_on() -> None:
+            if not held or time.monotonic() > deadline_s:
+                raise ApiError(504, "the request ran out of time", code="timeout")
+
+        go_on()
+        wanted = _READERS[kind](document(held[0]))
         self.known(wanted.model)
+        self._check_size(wanted)
+        go_on()
         prompt = self._prompt(wanted)
+        go_on()
         tokens_max = self._tokens_max(wanted, len(prompt))
         try:
             sampling = self._sampling(wanted)
@@ -125,13 +167,28 @@ class Service:
         except (InputError, LimitError) as error:
             raise invalid(str(error), "stop", "invalid_value") from None
         recorder = self.model.recorder(Asked(prompt, kind == "chat", sampling, tokens_max, wanted.stops, wanted.nonce))
-        stop_tokens = self.model.stop_tokens
-        job = Job(prompt, tokens_max, sampler, text, recorder, stop_tokens, wanted.logprobs, self.timeout_s)
+        stop_tokens, timeout_s = self.model.stop_tokens, max(0.0, deadline_s - time.monotonic())
+        job = Job(prompt, tokens_max, sampler, text, recorder, stop_tokens, wanted.logprobs, timeout_s)
         prefix, answer = _ANSWERS[kind]
         name = prefix + secrets.token_hex(12)
         head = Head(name, int(time.time()), self.model.name, self.model.fingerprint)
         made = answer(head, self.model.spelled, wanted.logprobs is not None)
         return Prepared(wanted, job, made, {"ree_seed": sampling.seed, "ree_salt": recorder.salt.hex()})
+
+    def _check_size(self, wanted: schema.Wanted) -> None:
+        """ApiError 400: the prompt is too long for the context whatever its tokens are, and they take long to make."""
+        context = self.model.engine.context
+        if isinstance(wanted.prompt, tuple):
+            part, size, most = "prompt", len(wanted.prompt), context
+        elif wanted.prompt is not None:
+            part, size, most = "prompt", len(wanted.prompt.encode("utf-8")), context * TOKEN_BYTES_MAX
+        else:
+            part, most = "messages", context * TOKEN_BYTES_MAX
+            size = sum(len(message["content"].encode("utf-8")) for message in wanted.messages)
+        if size > most:
+            unit = "tokens" if isinstance(wanted.prompt, tuple) else "bytes"
+            message = f"the context takes {context} tokens; the prompt, with {size} {unit}, is longer"
+            raise invalid(message, part, "context_length_exceeded")
 
     def _prompt(self, wanted: schema.Wanted) -> list[int]:
         """The tokens of the prompt, in the vocabulary."""
