@@ -165,7 +165,7 @@ def verify(
     dtype: cli_generate.Dtype = None,
     step: Annotated[int | None, typer.Option(min=0, help="Of a generation only this token, from 0.")] = None,
     trace: Annotated[Path | None, typer.Option(help="Trace of the generation, for --layer.")] = None,
-    layer: Annotated[int | None, typer.Option(min=0, help="Of a generation only this layer, from 0.")] = None,
+    layer: Annotated[int | None, typer.Option(min=-1, help="Of a generation only this layer; -1: before.")] = None,
     text: Annotated[str | None, typer.Option(help="The text that the generation must have given.")] = None,
     seed: Annotated[int | None, typer.Option(help="The seed that the generation must have been drawn with.")] = None,
     key: Annotated[list[str] | None, typer.Option(help="Public key (hex or PEM) whose receipts count.")] = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import sys
 from collections import UserDict
 from pathlib import Path
 from typing import Any
@@ -220,3 +221,14 @@ def test_half_a_surrogate_pair_reaches_no_tokenizer(model: Path) -> None:
     (model / "chat_template.jinja").write_text("{{ messages[0].content }}", encoding="utf-8")
     with pytest.raises(InputError, match="surrogate"):
         Folder.open(model).tokenizer.chat([{"role": "user", "content": "\udc80"}])
+
+
+def test_recursion_does_not_reach_the_end_of_the_stack_however_high_pythons_limit_is() -> None:
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(1_000_000)
+    try:
+        template = ChatTemplate("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}")
+        with pytest.raises(InputError, match="recursion"):
+            template.render([{"role": "user", "content": "hi"}], {})
+    finally:
+        sys.setrecursionlimit(before)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import functools
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 ID_CONTEXT = "ree v1 chat template"
 TEMPLATE_BYTES_MAX = 1 << 20
+CALLS_MAX = 64  # of macros and functions in one another
 MESSAGES_MAX = 4096
 MESSAGES_CHARACTERS_MAX = 16 << 20  # as JSON
 PROMPT_CHARACTERS_MAX = 32 << 20
@@ -153,9 +155,21 @@ def _environment() -> Environment:
     ) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, Generation]
-    )
+    class Bounded(ImmutableSandboxedEnvironment):
+        """A sandbox in which calls nest only so deeply, whatever Python's own limit is: beyond it a stack overflows."""
+
+        depth = threading.local()
+
+        def call(self, *args: Any, **named: Any) -> Any:
+            self.depth.now = getattr(self.depth, "now", 0) + 1
+            try:
+                if self.depth.now > CALLS_MAX:
+                    raise TemplateError(f"recursion of more than {CALLS_MAX} calls")
+                return super().call(*args, **named)
+            finally:
+                self.depth.now -= 1
+
+    environment = Bounded(trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, Generation])
     environment.filters["tojson"] = tojson
     environment.globals |= {"raise_exception": refuse, "namespace": namespace}
     return environment

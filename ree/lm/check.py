@@ -88,7 +88,6 @@ def verify(
     stated = found.claim
     prompt = expect(stated, model, prompt_tokens, salt, nonce)
     steps = _checked_steps(only, len(stated.tokens))
-    _check_end(stated, model, prompt.tolist())
     rows = _check_steps(stated, model, prompt, steps, progress or _unwatched)
     return Verified(found, salt is not None, steps, rows, time.monotonic() - began)
 
@@ -100,7 +99,9 @@ def expect(
     salt: bytes | None,
     nonce: bytes | None = None,
 ) -> np.ndarray:
-    """The prompt's tokens (u32), if the claim is about this model and this prompt, as far as that shows without a run.
+    """The prompt's tokens (u32), if the claim is about this model and this prompt, and ends where it should.
+
+    That is all that shows without a run.
 
     VerificationError: it is not; InputError: the prompt is none of this model's.
     """
@@ -111,6 +112,7 @@ def expect(
         raise InputError(f"a token of the prompt is not one of the model's {model.vocab_size}")
     if salt is not None:
         stated.open_prompt(salt, generation.prompt_id(prompt))
+    _check_end(stated, model, prompt.tolist())
     return prompt
 
 

@@ -30,6 +30,8 @@ CONFIG_BYTES_MAX = 1 << 20
 TOKENIZER_CONFIG_BYTES_MAX = 16 << 20  # names thousands of reserved tokens
 TOKENIZER_BYTES_MAX = 128 << 20
 LAYERS_MAX = 4096
+LABELS_MAX = 1 << 20
+CONTEXT_MAX = 1 << 24
 _SIZES_MAGIC = b"REECONF1"
 _SIZES_BYTES_MAX = 1 << 20
 INTEGER_MAX = 1 << 40
@@ -160,6 +162,8 @@ def _sizes(folder: Path, raw: Mapping[str, Any]) -> tuple[str, int, int]:
         return architecture, vocab_size, context
     architecture, _, part = _configuration(folder, raw)
     found = architecture, _size_of(folder, part, ("vocab_size",)), _size_of(folder, part, _CONTEXT)
+    if found[2] > CONTEXT_MAX:
+        raise LimitError(f"{folder}: config.json states a context of {found[2]} tokens, more than {CONTEXT_MAX}")
     if cache.write(place, _SIZES_MAGIC, key, json.dumps(found).encode()):
         cache.trim(place.parent, _SIZES_BYTES_MAX)
     return found
@@ -217,6 +221,8 @@ def _check_numbers(folder: Path, raw: Mapping[str, Any]) -> None:
             layers = max((value[n] for n in _LAYERS if type(value.get(n)) is int), default=0)
             if layers > LAYERS_MAX:
                 raise LimitError(f"{folder}: config.json asks for {layers} layers, more than {LAYERS_MAX}")
+            if type(value.get("num_labels")) is int and value["num_labels"] > LABELS_MAX:
+                raise LimitError(f"{folder}: config.json asks for more than {LABELS_MAX} labels")
             left.extend(value.values())
         elif isinstance(value, list):
             left.extend(value)

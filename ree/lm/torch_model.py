@@ -7,6 +7,7 @@ records what the model's mask allows (causal, perhaps within a window; all else 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class _Layers:
     """The masks of a model's attention layers by their modules: seen in a forward, then used by the capture."""
 
     def __init__(self) -> None:
-        self.masks: dict[Any, Causal] = {}
+        self.masks: weakref.WeakKeyDictionary[Any, Causal] = weakref.WeakKeyDictionary()
         self.probing = False
         self.context = 0
 
@@ -175,14 +176,54 @@ def prepare(model: Any, context: int) -> Any:
             return result.logits.float()
 
     module = Rows().eval()
-    tokens = torch.zeros(1, _PROBED, dtype=torch.int64)
-    positions = torch.arange(_PROBED)[None]
+    name = type(model).__name__
     try:
         with torch.no_grad(), _probing(context):
-            logits = module(tokens, positions, torch.tensor([_PROBED - 1]))
+            logits, own = _probe(module, model)
+    except KeyError as error:
+        if error.args != (IMPLEMENTATION,):
+            raise
+        raise UnsupportedError(f"{name} computes attention by itself, not by transformers' table") from None
     except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+        if Causal.__name__ in str(error):
+            raise UnsupportedError(f"{name} computes with its mask by itself, which is not supported") from None
         text = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-        raise CaptureError(f"{type(model).__name__} cannot run as a causal language model: {text}") from error
-    if not _layers.masks or logits.shape[:2] != (1, 1):
-        raise UnsupportedError(f"{type(model).__name__} has no causal attention layers, or no choice of logits' rows")
+        raise CaptureError(f"{name} cannot run as a causal language model: {text}") from error
+    if not any(layer in _layers.masks for layer in model.modules()) or logits.shape[:2] != (1, 1):
+        raise UnsupportedError(f"{name} has no causal attention layers, or no choice of logits' rows")
+    if not own:
+        raise UnsupportedError(f"{name} counts positions in a way of its own, not from 0, which is not supported")
     return module
+
+
+def _probe(module: Any, model: Any) -> tuple[Any, bool]:
+    """Logits of a short forward, and whether the model itself would look up the same tokens and positions."""
+    import torch
+
+    pad = getattr(model.config, "pad_token_id", None)
+    tokens = torch.full((1, _PROBED), 1 if pad in (0, None) else 0)
+    with _looked_up() as given:
+        logits = module(tokens, torch.arange(_PROBED)[None], torch.tensor([_PROBED - 1]))
+    with _looked_up() as own:
+        model(input_ids=tokens, use_cache=False, return_dict=True)
+    same = len(given) == len(own) and all(torch.equal(a, b) for a, b in zip(given, own, strict=True))
+    return logits, same
+
+
+@contextmanager
+def _looked_up() -> Iterator[list[Any]]:
+    """The indices of all look-ups in tables, in order."""
+    import torch
+
+    found: list[Any] = []
+    original = torch.nn.functional.embedding
+
+    def embedding(input: Any, *args: Any, **options: Any) -> Any:
+        found.append(input.broadcast_to(1, _PROBED) if input.dim() < 3 else input)
+        return original(input, *args, **options)
+
+    torch.nn.functional.embedding = embedding
+    try:
+        yield found
+    finally:
+        torch.nn.functional.embedding = original

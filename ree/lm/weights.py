@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,8 +72,12 @@ def load(folder: Folder, dtype: str) -> Loaded:
         except Error:
             raise
         except Exception as error:  # whatever transformers raises for a configuration that it cannot build
-            text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise CaptureError(f"{folder.path}: transformers cannot build the model: {text[:300]}") from error
+            if isinstance(error, KeyError) and error.args == (torch_model.IMPLEMENTATION,):
+                what = "computes attention by itself, not through transformers' table of implementations"
+                raise UnsupportedError(f"{folder.path}: {folder.architecture} {what}") from None
+            text = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+            what = f"{type(error).__name__}: {text[:300]}"
+            raise CaptureError(f"{folder.path}: transformers cannot build the model ({what})") from error
     return Loaded(model, data)
 
 
@@ -162,12 +166,18 @@ def _places(model: Any, shards: Shards, dtype: DType) -> dict[str, ShardData] | 
     found: dict[str, ShardData] = {}
     for key, same in names.items():
         known = [form for name in same for form in (name, name.removeprefix(prefix)) if form in shards]
-        if not known or shards[known[0]].shape != shapes[key]:
+        if not known or shards[known[0]].shape != shapes[key] or not _are_one(shards, known):
             return None
         data = ShardData(shards, known[0], TensorType(shapes[key], dtype))
         found.update(dict.fromkeys(same, data))
     persistent = set(model.state_dict()) - found.keys()
     return None if any(name in shards for name in persistent) else found
+
+
+def _are_one(shards: Shards, names: Sequence[str]) -> bool:
+    """Whether tensors under the names of one tied parameter are the same; if not, transformers decides between them."""
+    (first, dtype), *others = (shards.array(name) for name in names)
+    return all(d is dtype and a.shape == first.shape and a.tobytes() == first.tobytes() for a, d in others)
 
 
 def _converted(folder: Folder, dtype: str) -> Any:
