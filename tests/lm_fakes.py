@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import blake3
@@ -185,11 +186,13 @@ class FakeModel:
     defaults: dict[str, Any] = field(default_factory=dict)
     asked: deque[Any] = field(default_factory=lambda: deque(maxlen=1000))
     recorder_fails_at: int | None = None
+    chatted_at: datetime | None = None  # the last chat
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8"))
 
-    def chat(self, messages: Sequence[Any]) -> list[int]:
+    def chat(self, messages: Sequence[Any], now: datetime) -> list[int]:
+        self.chatted_at = now
         if messages[-1]["role"] == "assistant":
             raise InputError("the chat template refuses these messages: the assistant has just spoken")
         tokens = []

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import openai
@@ -77,6 +78,8 @@ def test_a_chat(client: openai.OpenAI, running: Running) -> None:
     assert found.choices[0].finish_reason == "length"
     asked = running.service.model.asked[-1]
     assert (asked.prompt, asked.is_chat, asked.tokens_max) == (prompt, True, 9)
+    assert asked.issued_at == found.created
+    assert running.service.model.chatted_at == datetime.fromtimestamp(found.created, UTC)
 
 
 def test_prompts_of_every_form(client: openai.OpenAI) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ import pytest
 
 from ree.commit import keys
 from ree.commit.keys import Signer
-from ree.errors import InputError
+from ree.errors import InputError, VerificationError
 from ree.lm import check, generation
+from ree.lm.chat import ChatTemplate
 from ree.lm.folder import Defaults
 from ree.lm.generate import Wanted, generate
 from ree.lm.model import LanguageModel
@@ -152,6 +154,26 @@ def test_a_receipt_is_verified_by_one_pass(
         assert len(found.steps) == len(claim.tokens)
         if not stream:
             assert data["usage"]["completion_tokens"] == len(claim.tokens)
+
+
+def test_a_prompt_with_the_date_can_be_made_again(
+    running: Running, model: LanguageModel, signer: Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The receipt states the moment that the template wrote, to the second."""
+    tokenizer = model.folder.tokenizer
+    monkeypatch.setattr(tokenizer, "template", ChatTemplate("{{ strftime_now('%Y-%m-%d %H:%M:%S %Z') }}"))
+    found = running.post({"model": "small", "messages": CHAT, "max_tokens": 2}, "/v1/chat/completions")[1]
+    envelope = running.ask("GET", f"/v1/receipts/{found['ree_receipt']}")[1]
+    issued_at = generation.read(json.dumps(envelope), [signer.public]).claim.issued_at
+    assert issued_at == found["created"]
+    salt = bytes.fromhex(found["ree_salt"])
+    for later_s, opens in ((0, True), (1, False)):
+        prompt = tokenizer.chat(CHAT, now=datetime.fromtimestamp(issued_at + later_s, UTC)).ids
+        try:
+            opened = check.verify(envelope, model, prompt, salt=salt, trusted_keys=[signer.public]).prompt_opened
+        except VerificationError:
+            opened = False
+        assert opened is opens
 
 
 def test_a_receipt_of_a_stop_string_holds(running: Running, model: LanguageModel, signer: Signer) -> None:

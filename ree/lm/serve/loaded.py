@@ -6,6 +6,7 @@ import functools
 import re
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import blake3
@@ -57,9 +58,9 @@ class Loaded:
         """The tokens of a prompt, with those that begin a text."""
         return self._tokenizer.encode(text)
 
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def chat(self, messages: Sequence[Mapping[str, str]], now: datetime) -> list[int]:
         """The tokens of a chat by the model's template. InputError: it has none, or it refuses the messages."""
-        return self._tokenizer.chat(messages).ids
+        return self._tokenizer.chat(messages, now=now).ids
 
     def text(self, prompt: Sequence[int], stops: Sequence[str]) -> Spelling:
         """Makes the text that follows on a prompt."""
@@ -76,6 +77,7 @@ class Loaded:
             asked.stops,
             self._signer,
             asked.nonce,
+            asked.issued_at,
         )
 
     def _spell(self, token: int) -> bytes:

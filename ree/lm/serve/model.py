@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ree.lm.batch import Steps
@@ -15,13 +16,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a receipt says was asked for. is_chat: a template made the prompt; nonce: 32 bytes of the client's."""
+    """What a receipt says was asked for.
+
+    is_chat: a template made the prompt; issued_at: when, seconds since 1970, UTC; nonce: 32 bytes of the client's.
+    """
 
     prompt: Sequence[int]
     is_chat: bool
     sampling: Sampling
     tokens_max: int
     stops: Sequence[str]
+    issued_at: int
     nonce: bytes | None = None
 
 
@@ -59,8 +64,11 @@ class Model(Protocol):
         """The tokens of a prompt."""
         ...
 
-    def chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """The tokens of a chat, up to where the assistant speaks. InputError: the model's template refuses it."""
+    def chat(self, messages: Sequence[Mapping[str, str]], now: datetime) -> list[int]:
+        """The tokens of a chat, up to where the assistant speaks; now: what a template may write for the date.
+
+        InputError: the model's template refuses it.
+        """
         ...
 
     def spelled(self, token: int) -> bytes:

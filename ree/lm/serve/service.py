@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from ree.errors import InputError, LimitError
@@ -154,7 +155,8 @@ class Service:
         self.known(wanted.model)
         self._check_size(wanted)
         go_on()
-        prompt = self._prompt(wanted)
+        issued_at = int(time.time())  # one moment for the template's date, the receipt and the answer
+        prompt = self._prompt(wanted, issued_at)
         go_on()
         tokens_max = self._tokens_max(wanted, len(prompt))
         try:
@@ -166,12 +168,14 @@ class Service:
             text = self.model.text(prompt, wanted.stops)
         except (InputError, LimitError) as error:
             raise invalid(str(error), "stop", "invalid_value") from None
-        recorder = self.model.recorder(Asked(prompt, kind == "chat", sampling, tokens_max, wanted.stops, wanted.nonce))
+        recorder = self.model.recorder(
+            Asked(prompt, kind == "chat", sampling, tokens_max, wanted.stops, issued_at, wanted.nonce)
+        )
         stop_tokens, timeout_s = self.model.stop_tokens, max(0.0, deadline_s - time.monotonic())
         job = Job(prompt, tokens_max, sampler, text, recorder, stop_tokens, wanted.logprobs, timeout_s)
         prefix, answer = _ANSWERS[kind]
         name = prefix + secrets.token_hex(12)
-        head = Head(name, int(time.time()), self.model.name, self.model.fingerprint)
+        head = Head(name, issued_at, self.model.name, self.model.fingerprint)
         made = answer(head, self.model.spelled, wanted.logprobs is not None)
         return Prepared(wanted, job, made, {"ree_seed": sampling.seed, "ree_salt": recorder.salt.hex()})
 
@@ -190,12 +194,12 @@ class Service:
             message = f"the context takes {context} tokens; the prompt, with {size} {unit}, is longer"
             raise invalid(message, part, "context_length_exceeded")
 
-    def _prompt(self, wanted: schema.Wanted) -> list[int]:
+    def _prompt(self, wanted: schema.Wanted, issued_at: int) -> list[int]:
         """The tokens of the prompt, in the vocabulary."""
         part = "messages" if wanted.prompt is None else "prompt"
         try:
             if wanted.prompt is None:
-                prompt = self.model.chat(wanted.messages)
+                prompt = self.model.chat(wanted.messages, datetime.fromtimestamp(issued_at, UTC))
             elif isinstance(wanted.prompt, str):
                 prompt = self.model.encode(wanted.prompt)
             else:
