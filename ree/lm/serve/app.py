@@ -116,7 +116,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """What starlette itself refuses: paths and methods."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        message, code = f"{request.method} is not possible here", "method_not_allowed"
+        message, code = "this method is not possible here", "method_not_allowed"
     else:
         message, code = "there is nothing at this path", "not_found"
     found = ApiError(error.status_code, message, code=code, headers=dict(error.headers or {}))

@@ -17,6 +17,8 @@ from ree.lm.serve.log import Log
 from ree.lm.serve.metrics import Metrics
 from ree.lm.serve.refusal import ApiError
 
+HEAD_BYTES_MAX = 16 << 10  # of a request's target and headers
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # others are not written to the log
 BODY_BYTES_MAX = 4 << 20
 DISCARDED_BYTES_MAX = 64 << 20  # of a body that is too large, read so that its sender comes to read the answer
 BODY_S = 30.0
@@ -51,7 +53,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.monotonic()
-        entry = scope[ENTRY] = Entry("req-" + secrets.token_hex(12), scope["method"])
+        entry = scope[ENTRY] = Entry("req-" + secrets.token_hex(12), _method(scope["method"]))
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -84,6 +86,9 @@ class Guard:
             )
 
     def _check(self, scope: Scope) -> None:
+        fields = [scope["raw_path"], scope["query_string"], *(part for header in scope["headers"] for part in header)]
+        if sum(map(len, fields)) > HEAD_BYTES_MAX:
+            raise ApiError(431, f"target and headers have more than {HEAD_BYTES_MAX} bytes", code="head_too_large")
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1")
         if self._hosts is not None and _without_port(host).lower() not in self._hosts:
@@ -126,6 +131,8 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
     kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
     if kind != b"application/json":  # which a foreign page cannot send without being asked who it is
         raise ApiError(415, "the content type must be application/json", code="unsupported_media_type")
+    if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+        raise ApiError(415, "the body must not be compressed", code="unsupported_media_type")
     too_large = ApiError(
         413,
         f"the body is larger than {BODY_BYTES_MAX} bytes",
@@ -155,6 +162,10 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
     if size > BODY_BYTES_MAX:
         raise too_large
     return bytes(body)
+
+
+def _method(given: str) -> str:
+    return given if given in METHODS else "other"
 
 
 def _without_port(host: str) -> str:

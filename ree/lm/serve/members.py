@@ -17,7 +17,8 @@ SHOWN_MAX = 40
 def document(body: bytes) -> dict[str, Any]:
     """The object that a body holds. ApiError 400: it holds none."""
     try:
-        found = nesting.loads(body)
+        nesting.loads(body)  # so that the next line cannot recurse too deeply
+        found = json.loads(body.decode("utf-8"), object_pairs_hook=_object, parse_constant=_no_number)
     except RecursionError:
         raise invalid("the body is nested too deeply") from None
     except ValueError:  # not JSON, not UTF-8, or a number of thousands of digits
@@ -103,6 +104,20 @@ def shown(value: Any) -> str:
     if type(value) in (dict, list):
         return "an object" if type(value) is dict else "a list"
     return ascii(value[:SHOWN_MAX] if type(value) is str else value)[: 2 * SHOWN_MAX]
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """ApiError 400: a name stands twice, and readers differ in which value they take."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise invalid(f"the member {shown(name)} stands twice")
+        found[name] = value
+    return found
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no JSON")
 
 
 def _text_of(value: Any) -> str:

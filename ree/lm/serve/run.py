@@ -15,7 +15,7 @@ import uvicorn
 from ree.errors import InputError
 from ree.lm.serve import app
 from ree.lm.serve.connection import Connection
-from ree.lm.serve.guard import loopback_hosts
+from ree.lm.serve.guard import HEAD_BYTES_MAX, loopback_hosts
 from ree.lm.serve.log import Forward
 from ree.lm.serve.service import Service
 
@@ -64,6 +64,7 @@ class Server:
             access_log=False,
             server_header=False,
             proxy_headers=False,
+            h11_max_incomplete_event_size=HEAD_BYTES_MAX,
             timeout_graceful_shutdown=_LAST_WRITES_S,
         )
         self._uvicorn = _Uvicorn(config, self._on_start)

@@ -173,7 +173,13 @@ def _content(members: Members, where: str) -> str:
     texts = []
     for number, part in enumerate(value):
         inner = Members(part, f"{where}content[{number}].")
-        inner.only("type", ["text"], "only text is supported")
+        kind = inner.take("type")
+        if kind != "text":
+            raise invalid(
+                f"'{where}content[{number}].type' must be 'text', not {shown(kind)}",
+                f"{where}content[{number}].type",
+                "unsupported_parameter",
+            )
         text = inner.text("text")
         if text is None:
             raise inner.wrong("text", "a text", None)
