@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import stat
@@ -205,6 +206,42 @@ def test_several_threads_and_several_stores_of_one_file(tmp_path: Path) -> None:
     assert errors == [] and stores[0].count() == 240
     for store in stores:
         store.close()
+
+
+def test_a_store_that_is_taken_away_keeps_nothing_more(tmp_path: Path) -> None:
+    """SQLite would go on to write into files that nobody can open again."""
+    folder = tmp_path / "folder"
+    store = Store(folder / "s")
+    store.put("a", b"x")
+    folder.rename(tmp_path / "other")
+    with pytest.raises(InputError):
+        store.put("b", b"x")
+    Store(folder / "s").close()  # another one in its place is not the one that is written
+    with pytest.raises(InputError, match="moved or removed"):
+        store.put("c", b"x")
+    shutil.rmtree(folder)
+    (tmp_path / "other").rename(folder)
+    store.put("d", b"x")
+    assert store.count() == 2
+    store.close()
+
+
+def test_a_lock_that_another_holds_is_waited_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_BUSY_MS", 300)
+    store = Store(tmp_path / "s")
+    other = sqlite3.connect(tmp_path / "s", isolation_level=None)
+    waits: list[int] = []
+    for _ in range(3):
+        other.execute("BEGIN IMMEDIATE")
+        for _ in range(3):
+            waits.append(store._database.execute("PRAGMA busy_timeout").fetchone()[0])
+            with pytest.raises(InputError, match="locked"):
+                store.put("a", b"x")
+        other.execute("ROLLBACK")
+        store.put("b", b"x")
+    assert waits == [300, 0, 0] * 3
+    other.close()
+    store.close()
 
 
 def test_a_closed_store_says_so() -> None:

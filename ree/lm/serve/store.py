@@ -20,7 +20,7 @@ from ree.limits import GENERATION_RECEIPT_BYTES_MAX
 APPLICATION_ID = 0x52454552  # "REER"
 ID_CHARACTERS_MAX = 128
 KEPT_DEFAULT = 100_000
-_BUSY_MS = 10_000
+_BUSY_MS = 10_000  # that another process may hold the lock; once that was too long, the next do not wait
 
 # What each version changes, in order; `user_version` says how many of them a database has seen.
 _MIGRATIONS = (
@@ -48,6 +48,7 @@ class Store:
             raise InputError("a store keeps at least one receipt, for longer than no time")
         self._path, self._kept, self._age_s = str(path), kept, age_s
         self._lock = threading.Lock()
+        self._busy_ms = _BUSY_MS
         with self._naming():
             if self._path != ":memory:":
                 Path(self._path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -57,12 +58,16 @@ class Store:
         try:
             with self._naming():
                 self._prepare()
+                self._file = self._on_disk()
         except BaseException:
             self._database.close()
             raise
 
     def put(self, id: str, envelope: bytes) -> None:
-        """Keep a receipt; one that is there already stays as it is. LimitError: too large; InputError: not written."""
+        """Keep a receipt; one that is there already stays as it is.
+
+        LimitError: too large; InputError: not written, or written to a file that is not at its place any more.
+        """
         if not 0 < len(id) <= ID_CHARACTERS_MAX or len(envelope) > GENERATION_RECEIPT_BYTES_MAX:
             raise LimitError(f"a receipt of {len(envelope)} bytes with an id of {len(id)} characters cannot be kept")
         now = int(time.time())
@@ -71,6 +76,8 @@ class Store:
                 "INSERT OR IGNORE INTO receipts (id, made_s, envelope) VALUES (?, ?, ?)", (id, now, envelope)
             )
             self._prune(now)
+            if self._on_disk() != self._file:
+                raise InputError(f"{self._path}: the store was moved or removed")
 
     def get(self, id: str) -> bytes | None:
         """The envelope of a receipt, None if it is not here (any more)."""
@@ -126,9 +133,26 @@ class Store:
         if self._age_s is not None:
             self._database.execute("DELETE FROM receipts WHERE made_s < ?", (now_s - self._age_s,))
 
+    def _on_disk(self) -> tuple[int, int] | None:
+        """Which file is at the store's place now."""
+        if self._path == ":memory:":
+            return None
+        found = os.stat(self._path)
+        return found.st_dev, found.st_ino
+
+    def _wait_for_lock(self, busy_ms: int) -> None:
+        if busy_ms != self._busy_ms:
+            self._database.execute(f"PRAGMA busy_timeout = {busy_ms}")
+            self._busy_ms = busy_ms
+
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            self._database.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            self._wait_for_lock(0)  # whoever is next should not wait as long again
+            raise
+        self._wait_for_lock(_BUSY_MS)
         try:
             yield
             self._database.execute("COMMIT")
