@@ -94,6 +94,12 @@ def test_a_content_of_several_texts(client: openai.OpenAI, running: Running) -> 
     assert running.service.model.asked[-1].prompt == [USER, *b"one\ntwo", ASSISTANT]
 
 
+def test_an_assistant_who_said_nothing(client: openai.OpenAI, running: Running) -> None:
+    talk: list[Any] = [{"role": "assistant", "content": None}, {"role": "user", "content": "a"}]
+    client.chat.completions.create(model="fake", messages=talk, max_tokens=1)
+    assert running.service.model.asked[-1].prompt == [ASSISTANT, USER, *b"a", ASSISTANT]
+
+
 def test_lengths_when_none_is_asked_for(running: Running) -> None:
     body = {"model": "fake", "prompt": "abc", "logit_bias": BAN}
     assert running.post(body)[1]["usage"]["completion_tokens"] == 16
@@ -122,8 +128,8 @@ def test_seeds(client: openai.OpenAI) -> None:
     again = client.completions.create(**asked, seed=first.ree_seed)
     other = client.completions.create(**asked)
     assert first.choices[0].text == again.choices[0].text != other.choices[0].text
-    negative = client.completions.create(**asked, seed=-1)
-    assert negative.ree_seed == (1 << 64) - 1
+    assert first.ree_seed < 1 << 53  # which JavaScript reads as it is
+    assert client.completions.create(**asked, seed=(1 << 64) - 1).ree_seed == (1 << 64) - 1
     greedy = client.completions.create(**(asked | {"temperature": 0}))
     assert greedy.ree_seed == 0
 
@@ -155,7 +161,8 @@ def test_what_openai_defines_and_changes_nothing_is_ignored(client: openai.OpenA
     found = client.chat.completions.create(
         model="fake", messages=CHAT, max_tokens=2, user="u", metadata={"a": "b"}, store=False, n=1, tools=[],
         tool_choice="none", response_format={"type": "text"}, parallel_tool_calls=True, service_tier="auto",
-        modalities=["text"], prompt_cache_key="k", safety_identifier="s",
+        modalities=["text"], prompt_cache_key="k", safety_identifier="s", reasoning_effort="medium",
+        logprobs=False, top_logprobs=0,
     )  # fmt: skip
     assert found.choices[0].message.content
 

@@ -44,7 +44,7 @@ _ONLY: dict[str, tuple[list[Any], str]] = {
     "prediction": ([], "predictions are not supported"),
     "web_search_options": ([], "there is no search"),
     "moderation": ([], "there is no moderation"),
-    "reasoning_effort": (["none"], "there is no setting for it"),
+    "reasoning_effort": (["none", "medium"], "there is no setting for it"),
     "verbosity": (["medium"], "there is no setting for it"),
 }
 
@@ -88,7 +88,7 @@ def chat(body: dict[str, Any]) -> Wanted:
     if older is not None and newer is not None and older != newer:
         raise invalid("'max_tokens' and 'max_completion_tokens' contradict each other", "max_tokens")
     wanted, top = members.boolean("logprobs"), members.integer("top_logprobs", 0, LOGPROBS_MAX)
-    if top is not None and not wanted:
+    if top and not wanted:
         raise invalid("'top_logprobs' goes with 'logprobs': true", "top_logprobs")
     return _common(members, None, messages, older if newer is None else newer, (top or 0) if wanted else None)
 
@@ -109,7 +109,7 @@ def _common(
     if sampling["top_k"] == -1:  # vLLM's way to say all
         sampling["top_k"] = 0
     sampling["logit_bias"] = _biases(members)
-    seed = members.integer("seed", -(1 << 63), (1 << 64) - 1)
+    seed = members.integer("seed", 0, (1 << 64) - 1)
     stops = _stops(members)
     stream = members.boolean("stream") or False
     usage = _stream_options(members, stream)
@@ -118,8 +118,7 @@ def _common(
         members.only(name, allowed, why)
     members.close(_IGNORED)
     given = {name: value for name, value in sampling.items() if value is not None}
-    unsigned = None if seed is None else seed % (1 << 64)
-    return Wanted(model, prompt, messages, tokens_max, given, unsigned, stops, logprobs, stream, usage, nonce)
+    return Wanted(model, prompt, messages, tokens_max, given, seed, stops, logprobs, stream, usage, nonce)
 
 
 def _prompt(members: Members) -> str | tuple[int, ...]:
@@ -153,7 +152,7 @@ def _message(value: Any, where: str) -> dict[str, str]:
     role = members.text("role")
     if role not in _ROLES:
         raise invalid(f"'{where}role' must be one of {', '.join(_ROLES)}, not {shown(role)}", f"{where}role")
-    found = {"role": "system" if role == "developer" else str(role), "content": _content(members, where)}
+    found = {"role": "system" if role == "developer" else str(role), "content": _content(members, where, role)}
     name = members.text("name")
     if name is not None:
         found["name"] = name
@@ -163,9 +162,11 @@ def _message(value: Any, where: str) -> dict[str, str]:
     return found
 
 
-def _content(members: Members, where: str) -> str:
-    """A text, or a list of parts that are texts."""
+def _content(members: Members, where: str, role: str) -> str:
+    """A text, or a list of parts that are texts; an assistant may have said nothing."""
     value = members.take("content")
+    if value is None and role == "assistant":
+        return ""
     if is_text(value):
         return str(value)
     if type(value) is not list or not value:

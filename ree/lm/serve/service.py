@@ -234,6 +234,5 @@ class Service:
 
 
 def _named(message: str) -> str | None:
-    """The parameter that an error of `Sampling` begins with."""
-    word = message.split(" ", 1)[0]
-    return word if word.isidentifier() and word in Sampling.__dataclass_fields__ else None
+    """The parameter that an error of `Sampling` names first."""
+    return next((word for word in message.split() if word in Sampling.__dataclass_fields__), None)
