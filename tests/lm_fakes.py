@@ -183,6 +183,7 @@ class FakeModel:
     fingerprint: str = "fp-fake"
     ids: dict[str, str] = field(default_factory=lambda: {"program_id": "00" * 32})
     stop_tokens: frozenset[int] = frozenset({END})
+    silent: frozenset[int] = frozenset({END, USER, ASSISTANT})
     defaults: dict[str, Any] = field(default_factory=dict)
     asked: deque[Any] = field(default_factory=lambda: deque(maxlen=1000))
     recorder_fails_at: int | None = None

@@ -195,6 +195,33 @@ def test_probabilities_of_a_chat(client: openai.OpenAI) -> None:
         assert told.top_logprobs[0].logprob >= told.logprob
 
 
+def test_probabilities_of_tokens_that_no_text_shows(running: Running) -> None:
+    """They are listed, with their names and without bytes; so the bytes of all are the text, and offsets lie in it."""
+    often = {"logit_bias": {str(USER): 8.25, **BAN}, "max_tokens": 40}
+    chat = {"model": "fake", "messages": CHAT, "logprobs": True} | often
+    choice = running.post(chat, "/v1/chat/completions")[1]["choices"][0]
+    content = choice["logprobs"]["content"]
+    assert {c["token"] for c in content if c["bytes"] is None} == {f"<{USER}>"}
+    shown = bytes(byte for c in content for byte in c["bytes"] or [])
+    assert shown.decode("utf-8", "replace") == choice["message"]["content"] != ""
+    choice = running.post({"model": "fake", "prompt": "abc", "logprobs": 0} | often)[1]["choices"][0]
+    told = choice["logprobs"]
+    assert f"<{USER}>" in told["tokens"] and told["text_offset"][-1] <= len(choice["text"])
+    for token, offset in zip(told["tokens"], told["text_offset"], strict=True):
+        if token.isascii() and token != f"<{USER}>" and "\\x" not in token:
+            assert choice["text"][offset:].lstrip("\ufffd").startswith(token)
+
+
+def test_probabilities_of_a_stop_string(running: Running) -> None:
+    """Its tokens are listed: all that were drawn are, but for an end token."""
+    body = {"model": "fake", "prompt": "abc", "max_tokens": 60, "logit_bias": BAN, "logprobs": 0}
+    whole = running.post(body)[1]["choices"][0]
+    found = running.post(body | {"stop": whole["text"][20:23]})[1]
+    told, text = found["choices"][0]["logprobs"], found["choices"][0]["text"]
+    assert len(told["tokens"]) == found["usage"]["completion_tokens"] and len(told["tokens"]) > len(text)
+    assert told["tokens"] == whole["logprobs"]["tokens"][: len(told["tokens"])]
+
+
 def test_only_the_chosen_probability(running: Running) -> None:
     body = {"model": "fake", "messages": CHAT, "max_tokens": 3, "logprobs": True}
     content = running.post(body, "/v1/chat/completions")[1]["choices"][0]["logprobs"]["content"]

@@ -195,11 +195,13 @@ def test_spelt_tokens_are_the_text(running: Running, model: LanguageModel) -> No
     choice = running.post(body | {"top_logprobs": 2}, "/v1/chat/completions")[1]["choices"][0]
     content = choice["logprobs"]["content"]
     assert (
-        bytes(b for token in content for b in token["bytes"]).decode("utf-8", "replace") == choice["message"]["content"]
+        bytes(b for token in content for b in token["bytes"] or []).decode("utf-8", "replace")
+        == choice["message"]["content"]
     )
     loaded: Any = running.service.model
     for token in range(model.vocab_size):
         assert isinstance(loaded.spelled(token), bytes)
+    assert lm_folders.END in loaded.silent
     assert loaded.spelled(lm_folders.END) == b"<|endoftext|>"
 
 

@@ -55,10 +55,11 @@ def listed(events: Iterable[Drawn]) -> list[Drawn]:
 
 @dataclass(slots=True)
 class CompletionAnswer:
-    """An answer of /v1/completions. with_logprobs: whether probabilities were asked for."""
+    """An answer of /v1/completions. silent: tokens without text; with_logprobs: probabilities were asked for."""
 
     head: Head
     spelled: Spelled
+    silent: frozenset[int]
     with_logprobs: bool
     kind: str = "text_completion"
     chunk_kind: str = "text_completion"
@@ -89,7 +90,8 @@ class CompletionAnswer:
         offsets = []
         for event in events:
             offsets.append(self._offset)
-            self._offset += len(self._utf8.decode(self.spelled(event.token)))
+            if event.token not in self.silent:
+                self._offset += len(self._utf8.decode(self.spelled(event.token)))
         return {
             "tokens": [legible(self.spelled(e.token)) for e in events],
             "token_logprobs": [_finite(e.logprob) for e in events],
@@ -102,10 +104,11 @@ class CompletionAnswer:
 
 @dataclass(slots=True)
 class ChatAnswer:
-    """An answer of /v1/chat/completions. with_logprobs: whether probabilities were asked for."""
+    """An answer of /v1/chat/completions; arguments as of `CompletionAnswer`."""
 
     head: Head
     spelled: Spelled
+    silent: frozenset[int]
     with_logprobs: bool
     kind: str = "chat.completion"
     chunk_kind: str = "chat.completion.chunk"
@@ -143,7 +146,8 @@ class ChatAnswer:
 
     def _token(self, token: int, logprob: float | None) -> dict[str, Any]:
         data = self.spelled(token)
-        return {"token": legible(data), "logprob": _finite(logprob), "bytes": list(data)}
+        shown = None if token in self.silent else list(data)
+        return {"token": legible(data), "logprob": _finite(logprob), "bytes": shown}
 
 
 Answer = CompletionAnswer | ChatAnswer

@@ -44,6 +44,7 @@ class Loaded:
         self.ids = {n: d.hex() for n, d in digests.items() if d} | {"signer": signer.public.id}
         self.fingerprint = "ree-" + blake3.blake3(b"".join(digests.values())).hexdigest()[:16]
         self.stop_tokens = frozenset(model.folder.eos_ids)
+        self.silent = frozenset(self._tokenizer.special_ids)
         self.defaults = sampling_defaults(model.folder.defaults)
         try:
             Sampling(**self.defaults)

@@ -41,8 +41,8 @@ class Model(Protocol):
     """A model as it is served. All but `engine` may be called by several threads at once.
 
     name: under which clients ask for it; created: seconds since 1970; ids: what receipts bind, and who signs them, in
-    hex; fingerprint: one short name for all of these; stop_tokens end an answer; defaults: arguments of `Sampling`
-    where a request gives none.
+    hex; fingerprint: one short name for all of these; stop_tokens end an answer; silent: tokens that no text shows;
+    defaults: arguments of `Sampling` where a request gives none.
     """
 
     @property
@@ -57,6 +57,8 @@ class Model(Protocol):
     def engine(self) -> Steps: ...
     @property
     def stop_tokens(self) -> frozenset[int]: ...
+    @property
+    def silent(self) -> frozenset[int]: ...
     @property
     def defaults(self) -> Mapping[str, Any]: ...
 

@@ -176,7 +176,7 @@ class Service:
         prefix, answer = _ANSWERS[kind]
         name = prefix + secrets.token_hex(12)
         head = Head(name, issued_at, self.model.name, self.model.fingerprint)
-        made = answer(head, self.model.spelled, wanted.logprobs is not None)
+        made = answer(head, self.model.spelled, self.model.silent, wanted.logprobs is not None)
         return Prepared(wanted, job, made, {"ree_seed": sampling.seed, "ree_salt": recorder.salt.hex()})
 
     def _check_size(self, wanted: schema.Wanted) -> None:
