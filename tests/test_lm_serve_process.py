@@ -66,6 +66,19 @@ def test_a_second_signal_ends_what_runs(tmp_path: Path) -> None:
         assert server.wait() == 0
 
 
+def test_signals_at_the_very_end_do_not_undo_it(tmp_path: Path) -> None:
+    """As many as come, until the process is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with process(tmp_path / "s", 0.005, 3600) as server, client(server) as api:
+            stream = api.completions.create(**ENDLESS, stream=True)
+            next(stream)
+            while server.process.poll() is None:
+                server.process.send_signal(number)
+                time.sleep(0.0005)
+            assert server.wait() == 0
+            assert server.lines[-1]["event"] == "stopped"
+
+
 def test_a_killed_server_leaves_a_store_that_opens(tmp_path: Path) -> None:
     """In the middle of many requests; every receipt that a client was told of is there."""
     path = tmp_path / "s.sqlite"

@@ -77,7 +77,12 @@ class Server:
         return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
 
     def run(self) -> None:
-        """Serve until `stop`, or in the main thread SIGTERM or SIGINT; then close the service."""
+        """Serve until `stop`, or in the main thread SIGTERM or SIGINT; then close the service.
+
+        In the main thread these signals are ignored after that: one that comes while the process leaves would make it
+        seem to have failed.
+        """
+        self._handle_signals(lambda *_: self.stop())
         for name in ("uvicorn.error", "asyncio"):
             logger = logging.getLogger(name)
             logger.handlers, logger.propagate = [Forward(self._service.log)], False
@@ -88,6 +93,7 @@ class Server:
             self._service.batch.stop(_STOP_S)
             self._service.close()
             self._service.log.line("stopped")
+            self._handle_signals(signal.SIG_IGN)
 
     def stop(self) -> None:
         """Begin to drain, from any thread; a second call ends the requests that still run."""
@@ -95,11 +101,14 @@ class Server:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._on_signal)
 
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
+    def _handle_signals(self, handler: Callable[..., None] | signal.Handlers) -> None:
+        """Not by the event loop, which would forget them before its end, nor in a thread that gets none."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._loop.add_signal_handler(number, self._on_signal)
+                signal.signal(number, handler)
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
         try:
             await self._uvicorn.serve(sockets=[self._socket])
         except OSError as error:  # another process listens there since
@@ -112,7 +121,7 @@ class Server:
     def _on_signal(self) -> None:
         if self._draining is None:
             self._draining = asyncio.get_running_loop().create_task(self._drain())
-        else:
+        elif not self._uvicorn.force_exit:
             self._uvicorn.force_exit = True
             threading.Thread(target=self._service.batch.stop, args=(_STOP_S,), daemon=True).start()
 
