@@ -116,7 +116,9 @@ class Tokenizer:
         """
         _check_text(text)
         with _contained():
-            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            # a batch of one: only batches let other threads of Python run
+            encoded = self._backend.encode_batch([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoded[0].ids
         return ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
