@@ -7,11 +7,12 @@ belongs to the model and is trusted as little as Jinja's sandbox allows; what st
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import functools
 import json
+import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import blake3
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 
 ID_CONTEXT = "ree v1 chat template"
 TEMPLATE_BYTES_MAX = 1 << 20
-CALLS_MAX = 64  # of macros and functions in one another
+FRAMES_MAX = (
+    1000  # of Python's stack, for reading or rendering a template; Python's own limit, unless somebody raised it
+)
 MESSAGES_MAX = 4096
 MESSAGES_CHARACTERS_MAX = 16 << 20  # as JSON
 PROMPT_CHARACTERS_MAX = 32 << 20
@@ -43,7 +46,8 @@ class ChatTemplate:
         self.text = text
         self.id: bytes = blake3.blake3(data, derive_key_context=ID_CONTEXT).digest()
         try:
-            self._template: Template = _environment().from_string(text)
+            with _bounded_stack():
+                self._template: Template = _environment().from_string(text)
         except Exception as error:  # jinja2.TemplateSyntaxError; SyntaxError, RecursionError from what it compiles to
             raise FormatError(f"the chat template is malformed: {first_line(error)}") from None
 
@@ -60,6 +64,16 @@ class ChatTemplate:
         assistant begins to speak. now: what the few templates that ask for it take for the date; else the
         clock, in UTC. InputError: not messages, or the template refuses them; LimitError: too many or too long.
         """
+        with _bounded_stack():
+            return self._render(messages, special, add_generation_prompt, now)
+
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        special: Mapping[str, str],
+        add_generation_prompt: bool,
+        now: datetime.datetime | None,
+    ) -> str:
         checked = _messages(messages)
         moment = now or datetime.datetime.now(datetime.UTC)
         pieces: list[str] = []
@@ -115,7 +129,27 @@ def _content(content: Any) -> str:
     return "\n".join(map(str, texts))
 
 
-@functools.cache
+@contextlib.contextmanager
+def _bounded_stack() -> Iterator[None]:
+    """Recursion ends after FRAMES_MAX frames, however high the process has set Python's limit: a stack overflows else."""
+    depth, frame = 0, sys._getframe()
+    while frame.f_back is not None:
+        depth, frame = depth + 1, frame.f_back
+    if sys.getrecursionlimit() <= depth + FRAMES_MAX:
+        yield
+        return
+    with _limit_lock:  # the limit is that of all threads
+        before = sys.getrecursionlimit()
+        sys.setrecursionlimit(depth + FRAMES_MAX)
+        try:
+            yield
+        finally:
+            sys.setrecursionlimit(before)
+
+
+_limit_lock = threading.RLock()
+
+
 def _environment() -> Environment:
     from jinja2 import nodes
     from jinja2.exceptions import SecurityError, TemplateError
@@ -155,21 +189,9 @@ def _environment() -> Environment:
     ) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    class Bounded(ImmutableSandboxedEnvironment):
-        """A sandbox in which calls nest only so deeply, whatever Python's own limit is: beyond it a stack overflows."""
-
-        depth = threading.local()
-
-        def call(self, *args: Any, **named: Any) -> Any:
-            self.depth.now = getattr(self.depth, "now", 0) + 1
-            try:
-                if self.depth.now > CALLS_MAX:
-                    raise TemplateError(f"recursion of more than {CALLS_MAX} calls")
-                return super().call(*args, **named)
-            finally:
-                self.depth.now -= 1
-
-    environment = Bounded(trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, Generation])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, Generation]
+    )
     environment.filters["tojson"] = tojson
     environment.globals |= {"raise_exception": refuse, "namespace": namespace}
     return environment
