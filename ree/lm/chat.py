@@ -25,9 +25,7 @@ if TYPE_CHECKING:
 
 ID_CONTEXT = "ree v1 chat template"
 TEMPLATE_BYTES_MAX = 1 << 20
-FRAMES_MAX = (
-    1000  # of Python's stack, for reading or rendering a template; Python's own limit, unless somebody raised it
-)
+FRAMES_MAX = 1000  # of Python's stack, for reading or rendering a template: as many as Python itself begins with
 MESSAGES_MAX = 4096
 MESSAGES_CHARACTERS_MAX = 16 << 20  # as JSON
 PROMPT_CHARACTERS_MAX = 32 << 20
@@ -131,7 +129,7 @@ def _content(content: Any) -> str:
 
 @contextlib.contextmanager
 def _bounded_stack() -> Iterator[None]:
-    """Recursion ends after FRAMES_MAX frames, however high the process has set Python's limit: a stack overflows else."""
+    """Recursion ends after FRAMES_MAX frames, however high Python's limit was set, before the stack overflows."""
     depth, frame = 0, sys._getframe()
     while frame.f_back is not None:
         depth, frame = depth + 1, frame.f_back
@@ -150,6 +148,7 @@ def _bounded_stack() -> Iterator[None]:
 _limit_lock = threading.RLock()
 
 
+@functools.cache
 def _environment() -> Environment:
     from jinja2 import nodes
     from jinja2.exceptions import SecurityError, TemplateError
