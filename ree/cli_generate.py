@@ -222,7 +222,7 @@ def _verify_layer(expected: Expected, path: Path, layer: int, progress: Progress
     of = layers.of_stages(trace.manifest.stages)
     chosen = [number for number, found in enumerate(of) if found == layer]
     if not chosen:
-        raise InputError(f"the model has the layers {max(min(of), 0)} to {max(of)}, not {layer}")
+        raise InputError(f"the model has the layers {min(of)} (before the first) to {max(of)}, not {layer}")
     progress.tell(f"computing layer {layer}")
     if wrong := inconsistencies(trace, chosen):
         raise VerificationError(f"layer {layer}: stage {wrong[0][0]} of the trace, element {wrong[0][1]}, is wrong")

@@ -94,7 +94,7 @@ def test_a_receipt_is_verified_by_one_pass(
     refused(capsys, 1, "not trusted", *verify, "--key", "00" * 31 + "01")
     refused(capsys, 1, "promptLength", *verify[:-1], PROMPT + " then we all went home")
     refused(capsys, 2, "steps 0 to 11", *verify, "--step", 12)
-    refused(capsys, 2, "layers 0 to 1", *verify, "--trace", trace, "--layer", 2)
+    refused(capsys, 2, "layers -1 (before the first) to 1", *verify, "--trace", trace, "--layer", 2)
     other = {"fp32": "int8", "bf16": "fp32", "int8": "bf16"}[dtype]
     refused(capsys, 1, "another --dtype", "verify", receipt, "--model", folder, "--dtype", other, "--prompt", PROMPT)
 

@@ -12,7 +12,6 @@ from ree.program import Program
 
 _EXAMPLE_TOKENS = 7
 
-
 Pass = Callable[[Graph], Graph]
 
 
@@ -21,8 +20,7 @@ def capture(model: Any, context: int, data: Mapping[str, Data] | None = None, re
 
     model: of transformers, made with ree's attention (`ree.lm.torch_model`); context: the largest T; data: numbers of
     its parameters, by name, if they are not in itself; rewrite: a last pass over the graph. Positions are 0 to T - 1 in
-    a run of the program itself.
-    CaptureError, UnsupportedError: it cannot be captured, or is not causal.
+    a run of the program itself. CaptureError, UnsupportedError: it cannot be captured, or is not causal.
     """
     import torch
 

@@ -1,7 +1,7 @@
 """The engine: rows of many sequences through a language model, one step at a time, over a cache of keys and values.
 
 A row is a token at a position of a sequence. What a step gives for a row depends on that sequence's rows alone, not on
-how they were cut into steps nor on what else is in a step (docs/SPEC.md, "Streamed programs").
+how they were cut into steps nor on what else is in a step (docs/SPEC.md, "Language models").
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 from ree import dims
 from ree.errors import InputError, LimitError
 from ree.limits import SEQUENCES_MAX, STEP_ROWS_MAX
+from ree.lm.rows import POSITIONS, ROWS, TOKENS
 from ree.plan.plan import Arena, Plan
 from ree.plan.stream import CHUNK, Layer, Stream
 from ree.program import Program
 
-TOKENS, POSITIONS, ROWS = 0, 1, 2  # inputs of the program
 _ALIGNED_FLOATS = 16  # a cache line
 _STEPS_PER_DOUBLING = 8  # numbers of rows that are planned for
 _PLANS_MAX = 64  # that are kept; a plan is made in a fraction of a second
@@ -51,13 +51,8 @@ class Engine:
             raise LimitError(f"a step has 1 to {STEP_ROWS_MAX} rows, not {rows_max}")
         vocab = program.graph.type_of(program.graph.outputs[0]).shape[2]
         assert isinstance(vocab, int)
-        self.program, self.context, self.slots, self.rows_max, self.vocab_size = (
-            program,
-            context,
-            slots,
-            rows_max,
-            vocab,
-        )
+        self.program, self.context, self.vocab_size = program, context, vocab
+        self.slots, self.rows_max = slots, rows_max
         self._lengths: list[int | None] = [None] * slots  # tokens of each sequence; None: the slot is free
         self._plans: OrderedDict[tuple[int, int], Plan] = OrderedDict()
         self._arena = Arena()  # all plans', since they take turns
