@@ -54,7 +54,7 @@ $(STAMPS)/demo: $(STAMPS)/install pyproject.toml
 	touch $@
 
 $(STAMPS)/test: $(STAMPS)/demo
-	$(call install_extras,serve test)
+	$(call install_extras,serve cuda test)
 	touch $@
 
 $(STAMPS)/dev: $(STAMPS)/test

@@ -7,7 +7,8 @@ import gc
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ree.errors import DeviceError, InputError
+from ree.device.place import maker_of
+from ree.errors import InputError
 from ree.limits import THREADS_MAX
 from ree.program import Program, load
 
@@ -32,22 +33,21 @@ def compile(
 
     model: nn.Module (used in its current mode; call .eval() first) or an ExportedProgram;
     example_inputs: a tensor, a tuple of positional arguments, or a dict of keyword
-    arguments; dynamic_shapes: as torch.export.export takes them; seed: of the model's random
-    operators (0 .. 2^64-1; Philox, the same numbers everywhere). Raises CaptureError,
-    UnsupportedError (an operator without a definition), DeviceError.
+    arguments; dynamic_shapes: as torch.export.export takes them; device: "cpu", "cuda" or "cuda:N", where it
+    runs; seed: of the model's random operators (0 .. 2^64-1; Philox, the same numbers everywhere). Raises
+    CaptureError, UnsupportedError (an operator without a definition), DeviceError.
     """
     import ree_kernels.cpu as cpu
     from ree.capture import capture
     from ree.passes import prepare
 
-    if device != "cpu":
-        raise DeviceError(f"device {device!r} is not supported; use 'cpu'")
+    maker_of(device)  # first, since it is cheap
     args, kwargs = _arguments(example_inputs)
     if type(seed) is not int or not 0 <= seed < 1 << 64:
         raise InputError(f"seed {seed} is not in 0 .. 2^64-1")
     with cpu.default_fp_state(), _uncollected():
         captured = capture(model, args, kwargs, dynamic_shapes, seed)
-        program = Program(prepare(captured.graph), captured.inputs, captured.outputs, captured.rebuild)
+        program = Program(prepare(captured.graph), captured.inputs, captured.outputs, captured.rebuild, device=device)
         program.watch(captured.weights)
         return program
 

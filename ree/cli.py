@@ -21,6 +21,7 @@ from rich.status import Status
 from rich.table import Table
 
 from ree import cli_dispute, cli_generate, cli_proof, cli_receipt, cli_serve
+from ree.cli_options import Device
 from ree.errors import Error, InputError, VerificationError
 
 FAILED, BAD = 1, 2
@@ -101,6 +102,7 @@ def run(
     inputs: Annotated[Path, typer.Option("--input", "-i", help="safetensors file; keys are the input names.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="safetensors file to write.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; the result does not depend on them.")] = None,
+    device: Device = "cpu",
     expect: Annotated[str | None, typer.Option(help="Digest of the outputs; exit code 1 if it differs.")] = None,
     commit: Annotated[bool, typer.Option("--commit", help="Commit to every result: print the trace root.")] = False,
     trace_file: Annotated[Path | None, typer.Option("--trace", help="Trace file to write; commits, too.")] = None,
@@ -122,7 +124,7 @@ def run(
         raise InputError(f"--expect takes the 32 hexadecimal digits that a run prints, not {expect!r}")
     if threads is not None:
         ree.threads(threads)
-    program = ree.load(file)
+    program = ree.load(file, device)
     given = tensors.program_inputs(program, tensors.read(inputs))
     if commit or signing or trace_file:
         results, trace = program.run_committed(given, keep=trace_file is not None and not roots_only)
@@ -172,6 +174,7 @@ def verify(
     salt: Annotated[Path | None, typer.Option(help="File with the salt of the commitment to the input.")] = None,
     nonce: Annotated[str | None, typer.Option(help="The nonce that the receipt must carry, 64 hex digits.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; the result does not depend on them.")] = None,
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Verify a receipt: exit code 0 if it holds, 1 if it does not.
@@ -189,7 +192,7 @@ def verify(
     if model is not None:
         if file is not None or inputs is not None:
             raise InputError("a receipt is of a run (FILE.ree --input FILE) or of a generation (--model), not of both")
-        asked = cli_generate.Asked(receipt, model, prompt, prompt_file, key, salt, nonce, dtype)
+        asked = cli_generate.Asked(receipt, model, prompt, prompt_file, key, salt, nonce, dtype, device)
         part, answer = cli_generate.Part(step, trace, layer), cli_generate.Answer(text, seed)
         found = cli_generate.verify(asked, part, answer)
         _print(found[0], as_json, found[1])
@@ -198,7 +201,7 @@ def verify(
         raise InputError("RECEIPT FILE.ree --input FILE verifies a run, RECEIPT --model FOLDER --prompt a generation")
     envelope, keys, opening = receipts.load(receipt), signing.trusted(key), signing.read_salt(salt)
     receipts.read(envelope, keys)  # a receipt that is no good needs no program
-    program = ree.load(file)
+    program = ree.load(file, device)
     given = tensors.program_inputs(program, tensors.read(inputs))
     expected = None if nonce is None else signing.digest(nonce, "--nonce")
     verified = rerun.verify(envelope, program, given, opening, keys, expected)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ree.cli_options import Device
 from ree.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def dispute(
     files: Annotated[list[Path], typer.Argument(help="One or two traces, then the .ree file.", metavar="A [B] M.ree")],
     at: Annotated[str | None, typer.Option(help="STAGE:ELEMENT to look at, instead of the first difference.")] = None,
     games: Annotated[Path | None, typer.Option(help="Folder for the games' transcripts, for `ree judge`.")] = None,
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Who is wrong, where, and what a referee needs to see it: exit code 0 if every claim holds, 1 if one does not."""
@@ -36,7 +38,7 @@ def dispute(
 
     if not 2 <= len(files) <= 3:
         raise InputError("one or two traces and a .ree file are expected")
-    program = ree.load(files[-1])
+    program = ree.load(files[-1], device)
     claims = [ree.load_trace(path, program) for path in files[:-1]]
     found = module.dispute(
         program, claims[0], claims[1] if len(claims) > 1 else None, None if at is None else place(at)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from ree.cli_options import Device
 from ree.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def generate(
     dtype: Dtype = None,
     context: Annotated[int | None, typer.Option(min=1, help="Tokens that there is room for.")] = None,
     threads: Threads = None,
+    device: Device = "cpu",
     receipt: Annotated[Path | None, typer.Option(help="Receipt to write; its salt goes beside it.")] = None,
     sign: Annotated[Path | None, typer.Option(help="Private key (Ed25519, PEM); yours by default.")] = None,
     nonce: Annotated[str | None, typer.Option(help="64 hex digits of whoever wants the receipt.")] = None,
@@ -79,12 +81,11 @@ def generate(
         "repetition_penalty": repetition_penalty,
     }  # fmt: skip
     with Progress() as progress:
-        found = _open(model, dtype, progress)
+        found = _open(model, dtype, progress, device)
         moment = int(time.time())
         tokens = prompt_tokens(found, text, chat, moment)
         stops = frozenset() if ignore_eos else frozenset(found.folder.eos_ids)
-        sampling = _sampling(found, given, seed)
-        wanted = Wanted(tokens, sampling, max_new_tokens, stops, tuple(stop or ()))
+        wanted = Wanted(tokens, _sampling(found, given, seed), max_new_tokens, stops, tuple(stop or ()))
         engine = found.engine(context=context)
         recorder = _recorder(found, wanted, chat, sign, nonce, moment) if receipt else None
         result = run(
@@ -136,6 +137,7 @@ class Asked:
     salt: Path | None
     nonce: str | None
     dtype: str | None
+    device: str = "cpu"
 
 
 def expected(asked: Asked, progress: Progress) -> Expected:
@@ -148,7 +150,7 @@ def expected(asked: Asked, progress: Progress) -> Expected:
     beside = asked.receipt.with_name(asked.receipt.name + signing.SALT_SUFFIX)
     opening = signing.read_salt(asked.salt or (beside if beside.exists() else None))
     text = _prompt(asked.prompt, asked.prompt_file)
-    lm = _open(asked.model, asked.dtype, progress)
+    lm = _open(asked.model, asked.dtype, progress, asked.device)
     if found.claim.program_id != lm.program_id:
         mine, theirs = lm.program_id.hex(), found.claim.program_id.hex()
         why = f"as {lm.dtype}: another model, or another --dtype"
@@ -379,11 +381,11 @@ def _read(file: Path, what: str) -> str:
         raise InputError(f"{what} is not UTF-8") from None
 
 
-def _open(path: Path, dtype: str | None, progress: Progress) -> LanguageModel:
+def _open(path: Path, dtype: str | None, progress: Progress, device: str = "cpu") -> LanguageModel:
     progress.tell("starting")
     from ree.lm.model import LanguageModel
 
-    return LanguageModel.open(path, dtype, progress.tell)
+    return LanguageModel.open(path, dtype, progress.tell, device=device)
 
 
 def _sampling(model: LanguageModel, given: dict[str, Any], seed: int) -> Sampling:
@@ -413,6 +415,7 @@ def _recorder(
         signing.signer_or_own(sign),
         None if nonce is None else signing.digest(nonce, "--nonce"),
         moment,
+        model.program.device_text,
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ree import cli_freivalds, cli_generate
+from ree.cli_options import Device
 from ree.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def prove(
     samples: Annotated[int, typer.Option(min=1, help="Elements to open, drawn in proportion to work.")] = 459,
     seed: Seed = None,
     self_contained: Annotated[bool, typer.Option("--self-contained", help="Put the program into the proof.")] = False,
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Run a .ree file again and open what chance asks for; exit code 1 if the run is not the receipt's."""
@@ -44,7 +46,7 @@ def prove(
 
     found = receipts.read(receipts.load(receipt))
     chosen = None if seed is None else signing.digest(seed, "--seed")
-    program = ree.load(file)
+    program = ree.load(file, device)
     found.claim.expect(program_id=program.program_id)
     given = tensors.program_inputs(program, tensors.read(inputs))
     _, trace = program.run_committed(given, keep=True)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ree.cli_options import Device
 from ree.errors import InputError
 
 PORT = 8000
@@ -40,6 +41,7 @@ def serve(
     timeout: Annotated[float, typer.Option(min=0.1, max=SECONDS_MAX, help="Seconds for a request.")] = 600.0,
     drain: Annotated[float, typer.Option(min=0.0, max=SECONDS_MAX, help="Seconds for what runs at SIGTERM.")] = 30.0,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; the result does not depend on them.")] = None,
+    device: Device = "cpu",
     api_key_file: Annotated[Path | None, typer.Option(help=f"File with the API key; else ${KEY_VARIABLE}.")] = None,
     sign: Annotated[Path | None, typer.Option(help="Private key (Ed25519, PEM); yours by default.")] = None,
     store: Annotated[
@@ -67,7 +69,7 @@ def serve(
     signer = signing.signer_or_own(sign)
     kept = Store(store or default_store(), keep_receipts, None if keep_days is None else keep_days * DAY_S)
     bound = bind(host, port)  # before the model, whose loading takes long
-    loaded = LanguageModel.open(model, dtype, lambda what: log.line("loading", step=what))
+    loaded = LanguageModel.open(model, dtype, lambda what: log.line("loading", step=what), device=device)
     served = Loaded(loaded, loaded.engine(slots, context), signer, name or model.resolve().name)
     service = Service(served, kept, log, waiting, timeout, rows_max=rows)
     log.line("model", name=served.name, dtype=loaded.dtype, context=served.engine.context, slots=slots, **served.ids)

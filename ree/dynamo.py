@@ -14,6 +14,7 @@ from typing import Any
 
 import ree_kernels.cpu as cpu
 from ree.capture import Importer, from_torch_dtype, target_name, to_numpy
+from ree.device.place import CPU
 from ree.errors import CaptureError, UnsupportedError
 from ree.graph import Graph, check
 from ree.lower import T, located
@@ -100,7 +101,8 @@ class Runner:
         for tensor, value in zip(tensors, self._expected, strict=True):
             strides = tuple(n for n in value.stride() if isinstance(n, int))
             if len(strides) == tensor.dim() and strides != tensor.stride() and tensor.numel():
-                tensor = torch.empty_strided(tuple(tensor.shape), strides, dtype=tensor.dtype).copy_(tensor)
+                empty = torch.empty_strided(tuple(tensor.shape), strides, dtype=tensor.dtype, device=tensor.device)
+                tensor = empty.copy_(tensor)
             found.append(tensor)
         return found
 
@@ -126,7 +128,20 @@ class Runner:
         tensors = [r for r in results if isinstance(r, T)]
         graph: Graph = importer.lowering.finish(tensors)
         check(graph)
-        return Program(prepare(graph), {"tuple": [TENSOR] * len(graph.inputs)}, {"list": [TENSOR] * len(tensors)})
+        structures = {"tuple": [TENSOR] * len(graph.inputs)}, {"list": [TENSOR] * len(tensors)}
+        return Program(prepare(graph), *structures, device=_device_of(args))
+
+
+def _device_of(args: Sequence[Any]) -> str:
+    """Where a graph's tensors lie, as `Program.to` names it; UnsupportedError if not all lie on one device."""
+    import torch
+
+    found = sorted({str(a.device) for a in args if isinstance(a, torch.Tensor)}) or [CPU]
+    if len(found) > 1:
+        raise UnsupportedError(f"the graph's tensors lie on several devices: {', '.join(found)}")
+    if found[0] != CPU and not found[0].startswith("cuda"):
+        raise UnsupportedError(f"the graph's tensors lie on {found[0]}; ree runs on the CPU and on CUDA devices")
+    return found[0]
 
 
 def _state(value: Any, is_weight: bool) -> Any:

@@ -24,7 +24,7 @@ def describe(program: Program, sizes: Mapping[str, int] | None = None) -> dict[s
     """
     binding = binding_of(program.graph, sizes or {})
     graph = bind(program.graph, binding) if binding else program.graph
-    plan = program.plan(tuple(binding.values()))
+    plan = program.host_plan(tuple(binding.values()))
     description = file.describe(program.graph, program.input_structure, program.output_structure)
     weights = zip(graph.constants, (digest for _, _, digest in description["constants"]), strict=True)
     return {

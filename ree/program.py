@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ree import dims, file, structure
+from ree.device.place import CPU, Maker, Place, StateMemory, maker_of
 from ree.errors import DTypeError, InputError, ShapeError, VerificationError
 from ree.graph import Graph
 from ree.limits import BINDINGS_CACHED_MAX, KEPT_BYTES_MAX
@@ -54,19 +56,42 @@ class Program(Outline):
         outputs: Structure,
         rebuild: Callable[[Sequence[Any]], Any] | None = None,
         trusted: bool = True,
+        device: str = CPU,
     ) -> None:
-        """trusted: the graph comes from our own compiler, not from a file."""
+        """trusted: the graph comes from our own compiler, not from a file; device: as for `to`."""
         from ree.plan.weights import Weights
 
         super().__init__(graph, inputs, outputs, trusted)
         self._rebuild = rebuild
+        self.device = device
+        self._maker = maker_of(device)
         self.weights = Weights(graph.constants)
-        self._plans: OrderedDict[tuple[int, ...], Any] = OrderedDict()
+        self._plans: OrderedDict[tuple[Any, tuple[int, ...]], Any] = OrderedDict()
         self._lock = threading.RLock()  # results that are computed again may be asked for while a plan is held
         self._watched: list[tuple[Any, int]] = []
         _living.add(self)
         if not graph.is_dynamic():
             self.plan(()).compile()
+
+    def to(self, device: str) -> Program:
+        """The same program on another device: "cpu", "cuda" or "cuda:N"; DeviceError if there is none.
+
+        It gives the same bits, ids and receipts there. The weights are shared on the host.
+        """
+        if device == self.device:
+            return self
+        other = copy.copy(self)
+        other.device, other._maker = device, maker_of(device)
+        other._plans, other._lock = OrderedDict(), threading.RLock()
+        _living.add(other)
+        if not other.graph.is_dynamic():
+            other.plan(()).compile()
+        return other
+
+    @property
+    def device_text(self) -> str:
+        """What a receipt says, for people, of where it runs."""
+        return self._maker.text
 
     def watch(self, weights: Sequence[Any]) -> None:
         """Refuse to run or be written once one of these torch tensors has changed whose memory the program shares.
@@ -136,11 +161,18 @@ class Program(Outline):
 
     def run_flat(self, tensors: Sequence[Any]) -> list[Any]:
         """Run on a flat list of inputs (in the order of `input_names`); gives a flat list of outputs."""
-        held, sizes = self._held(tensors)
+        tensors = _from_dlpack(tensors)
+        where = self._maker.place_of(tensors, self.input_names)
+        held, sizes = self._held(tensors, where)
         with self._lock:
             plan = self.plan(sizes)
-            outputs = [_new(_torch_of(tensors), plan.graph.type_of(v)) for v in plan.graph.outputs]
-            plan.run([address for _, _, address in held], [address for _, address in outputs])
+            outputs = [_new(_torch_of(tensors), plan.graph.type_of(v), where) for v in plan.graph.outputs]
+            addresses = [address for _, _, address in held], [address for _, address in outputs]
+            if where is None:
+                plan.run(*addresses)
+            else:
+                with where:
+                    plan.run(*addresses, on_device=True)
         return [tensor for tensor, _ in outputs]
 
     def run_committed(
@@ -150,11 +182,15 @@ class Program(Outline):
         from ree.commit.record import array_at
         from ree.commit.trace import Trace
 
+        tensors = _from_dlpack(tensors)
+        where = self._maker.place_of(tensors, self.input_names)
+        tensors = tensors if where is None else where.on_host(tensors)
         held, sizes = self._held(tensors)
         declared = [i.type.dtype for i in self.graph.inputs]
         # copies, since the caller may change what he passed
         inputs = [np.array(array_at(a, d, shape, owner)) for (owner, shape, a), d in zip(held, declared, strict=True)]
         outputs, recording = self._record(inputs, sizes, _torch_of(tensors), keep, keep_bytes_max)
+        outputs = outputs if where is None else where.from_host(outputs)
         manifest = recording.manifest(self.program_id, sizes, inputs, self.weight_ids)
         if keep:
             results = recording.results()
@@ -196,49 +232,67 @@ class Program(Outline):
             recording.run([array.ctypes.data for array in inputs])
         return [tensor for tensor, _ in outputs], recording
 
-    def _held(self, tensors: Sequence[Any]) -> tuple[list[tuple[Any, tuple[int, ...], int]], tuple[int, ...]]:
+    def _held(
+        self, tensors: Sequence[Any], where: Place | None = None
+    ) -> tuple[list[tuple[Any, tuple[int, ...], int]], tuple[int, ...]]:
         """Inputs as memory, and the values of the program's symbols that their shapes mean."""
         self.check_weights()
         if len(tensors) != len(self.graph.inputs):
             raise InputError(f"the program takes {len(self.graph.inputs)} tensors, not {len(tensors)}")
-        held = [
-            _canonical(_as_memory(t, i.type.dtype, i.name), i.type.dtype)
-            for t, i in zip(tensors, self.graph.inputs, strict=True)
-        ]
+        declared = [(i.type.dtype, i.name) for i in self.graph.inputs]
+        if where is None:
+            held = [
+                _canonical(_as_memory(t, dtype, name), dtype)
+                for t, (dtype, name) in zip(tensors, declared, strict=True)
+            ]
+        else:
+            held = [_torch_memory(where.torch, t, *told) for t, told in zip(tensors, declared, strict=True)]
         binding = self._bind([shape for _, shape, _ in held])
         return held, tuple(binding[name] for name in self.graph.symbols)
 
     def plan(self, binding: tuple[int, ...]) -> Any:
         """The plan for these values of the program's symbols (in their order)."""
-        if binding not in self._plans:
-            self._plans[binding] = self.guarded(lambda: self._new_plan(binding))
+        return self._kept_plan(self._maker, binding)
+
+    def host_plan(self, binding: tuple[int, ...]) -> Plan:
+        """The plan for these values on this machine's processor, whose groups can be run one by one."""
+        found: Plan = self._kept_plan(maker_of(CPU), binding)
+        return found
+
+    def _kept_plan(self, maker: Maker, binding: tuple[int, ...]) -> Any:
+        key = (maker, binding)
+        if key not in self._plans:
+            self._plans[key] = self.guarded(lambda: maker.plan(self.static(binding), self.weights))
             if len(self._plans) > BINDINGS_CACHED_MAX:
                 self._plans.popitem(last=False)
-        self._plans.move_to_end(binding)
-        return self._plans[binding]
+        self._plans.move_to_end(key)
+        return self._plans[key]
 
     @contextlib.contextmanager
-    def locked_plan(self, binding: tuple[int, ...]) -> Iterator[Any]:
-        """The plan for these values, while nobody else runs it."""
+    def locked_host_plan(self, binding: tuple[int, ...]) -> Iterator[Plan]:
+        """`host_plan`, while nobody else runs it."""
         with self._lock:
-            yield self.plan(binding)
+            yield self.host_plan(binding)
 
-    def _new_plan(self, binding: tuple[int, ...]) -> Any:
-        import ree_kernels.cpu as cpu
-        from ree.plan.planner import Planner
-
-        with cpu.default_fp_state():
-            return Planner(self.static(binding), self.weights).run()
-
-    def streamed_plan(self, binding: tuple[int, ...], stream: Stream) -> Plan:
+    def streamed_plan(self, binding: tuple[int, ...], stream: Stream) -> Any:
         """A compiled plan of this causal program that keeps keys and values in the caller's memory."""
-        import ree_kernels.cpu as cpu
-        from ree.plan.planner import Planner
-
-        with self._lock, cpu.default_fp_state():
-            plan = Planner(self.static(binding), self.weights, stream).run()
+        with self._lock:
+            plan = self._maker.plan(self.static(binding), self.weights, stream)
             plan.compile()
         return plan
+
+    @property
+    def packed_bytes(self) -> int:
+        """Of the weights in the forms that kernels read, where the program runs."""
+        return self._maker.packed_bytes(self.weights)
+
+    def arena(self) -> Any:
+        """Memory that plans which take turns may share."""
+        return self._maker.arena()
+
+    def state_memory(self, n_bytes: int) -> StateMemory:
+        """Memory for a streamed plan's state, all zeros; MemoryError or LimitError if there is none."""
+        return self._maker.state_memory(n_bytes)
 
     def _bind(self, shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:
         """The symbols' values that these input shapes mean; ShapeError if they mean none."""
@@ -279,10 +333,21 @@ class Program(Outline):
         file.save(path, self.graph, self.input_structure, self.output_structure)
 
 
-def load(path: str | os.PathLike[str]) -> Program:
-    """Read a `.ree` file; needs no torch. FormatError if it is none or was altered."""
+def load(path: str | os.PathLike[str], device: str = CPU) -> Program:
+    """Read a `.ree` file; needs no torch. FormatError if it is none or was altered; device: as for `Program.to`."""
+    maker_of(device)  # first, since it is cheap
     graph, inputs, outputs = file.load(path)
-    return Program(graph, inputs, outputs, trusted=False)
+    return Program(graph, inputs, outputs, trusted=False, device=device)
+
+
+def _from_dlpack(tensors: Sequence[Any]) -> list[Any]:
+    """Tensors of other libraries as torch's, over the same memory, where torch is there."""
+    torch = sys.modules.get("torch")
+    known = (np.ndarray, np.generic) if torch is None else (np.ndarray, np.generic, torch.Tensor)
+    return [
+        torch.from_dlpack(t) if torch is not None and not isinstance(t, known) and hasattr(t, "__dlpack__") else t
+        for t in tensors
+    ]
 
 
 def _torch_of(tensors: Sequence[Any]) -> Any:
@@ -332,8 +397,6 @@ def _torch_memory(torch: Any, tensor: Any, dtype: DType, name: str) -> tuple[Any
         raise InputError(f"input {name} is not a dense tensor")
     if tensor.dtype != to_torch_dtype(dtype):
         raise DTypeError(f"input {name} is {tensor.dtype}, the program takes {dtype.value}")
-    if tensor.device.type != "cpu":
-        raise InputError(f"input {name} is on {tensor.device}, the program runs on the CPU")
     # a class with a meaning of its own (torch.masked, a fake tensor) has no memory, or memory that means something else
     own_meaning = type(tensor).__torch_dispatch__ != torch.Tensor.__torch_dispatch__
     plain = tensor.detach().resolve_neg().contiguous()
@@ -353,13 +416,14 @@ def _in_numpy(dtype: DType) -> str:
     return "bf16, which NumPy has not: its bits as uint16, or a torch tensor" if dtype is DType.BF16 else dtype.value
 
 
-def _new(torch: Any, type: TensorType) -> tuple[Any, int]:
+def _new(torch: Any, type: TensorType, where: Place | None = None) -> tuple[Any, int]:
     """A new output (torch tensor or array) and its address."""
     shape = type.extents()
     if torch is not None:
         from ree.capture import to_torch_dtype
 
-        tensor = torch.empty(shape, dtype=to_torch_dtype(type.dtype))
+        device = "cpu" if where is None else where.name
+        tensor = torch.empty(shape, dtype=to_torch_dtype(type.dtype), device=device)
         return tensor, tensor.data_ptr()
     array = np.empty(shape, type.dtype.numpy)
     return array, array.ctypes.data

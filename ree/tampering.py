@@ -40,7 +40,7 @@ class _Follow(Check):
     """Runs the program with a result of ours at one stage."""
 
     def __init__(self, trace: Trace, stage: int, results: list[np.ndarray]) -> None:
-        super().__init__(trace.program.plan(trace.manifest.sizes), trace)
+        super().__init__(trace.program.host_plan(trace.manifest.sizes), trace)
         self.stage, self.results = stage, results
 
     def refused(self, number: int) -> int:

@@ -29,8 +29,9 @@ def python_files(*folders: str) -> list[Path]:
 
 
 def source_files() -> list[Path]:
-    kernels = [p for p in (ROOT / "ree_kernels" / "c").iterdir() if p.suffix in (".c", ".h")]
-    return [*python_files("ree", "ree_kernels", "benchmarks", "tests"), *sorted(kernels)]
+    folders = (ROOT / "ree_kernels" / "c", ROOT / "ree_kernels" / "cuda", ROOT / "tools" / "emulator")
+    kernels = [p for folder in folders for p in folder.iterdir() if p.suffix in (".c", ".h", ".cu", ".cuh", ".cc")]
+    return [*python_files("ree", "ree_kernels", "benchmarks", "tests", "tools"), *sorted(kernels)]
 
 
 def module_name(path: Path) -> str:

@@ -11,21 +11,21 @@ from ree.element import jit
 from ree.element.interpret import interpret
 from ree.element.llvm import Layout
 from ree.element.llvm_schedule import Arm, split_arms
-from ree.element.program import FOLDS, INSTRUCTIONS, OUT, Builder, Port, Program, Value
+from ree.element.program import FOLDS, INSTRUCTIONS, OUT, Builder, Port, Value
 from ree.errors import DeviceError, GraphError
 from ree.types import DType, Type
+from tests.element_programs import (
+    LENGTHS,
+    NUMPY,
+    PLAIN,
+    fold_program,
+    pairs,
+    pointwise,
+    random_array,
+    random_program,
+    special,
+)
 from tests.jit_case import check_kernel, run_kernel
-
-STORED = {
-    Type.BOOL: DType.BOOL,
-    Type.I32: DType.I32,
-    Type.I64: DType.I64,
-    Type.U32: DType.U32,
-    Type.U64: DType.U64,
-    Type.F32: DType.F32,
-    Type.F64: DType.F64,
-}
-NUMPY = {type: np.dtype(dtype.numpy) for type, dtype in STORED.items()}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -36,50 +36,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory):
         yield
 
 
-def special(type: Type) -> np.ndarray:
-    """Values at which instructions differ from what is nearly right."""
-    if type is Type.BOOL:
-        return np.array([False, True])
-    if type.is_int:
-        top = 1 << (type.bits - 1)
-        small = [0, 1, 2, 3, 5, 7, 31, 32, 33, 63, 64, 100]
-        large = [top - 1, top - 2, (1 << 24) + 1, (1 << 30) + 1]
-        if type.bits == 64:
-            large += [(1 << 53) + 1, (1 << 62) + (1 << 38), (1 << 40) + 1]
-        values = small + large + ([-v for v in small + large] + [-top] if type.is_signed else [top, 2 * top - 1])
-        return np.array(values, dtype=NUMPY[type])
-    single = type is Type.F32
-    limits = np.finfo(NUMPY[type])
-    tiny, least, most = float(limits.tiny), float(limits.smallest_subnormal), float(limits.max)
-    positive = [0.0, 1.0, 0.5, 1.5, 2.5, 3.5, 0.49999997, 0.7, 3.0, 1e-3, 8388607.5, 8388609.0, 4503599627370495.5]
-    positive += [2147483647.0, 2147483648.0, 4294967296.0, 9.2233720368547758e18, 1.8446744073709552e19, 65504.0]
-    positive += [65519.9, 65520.0, 5.9604645e-8, 2.9802322e-8, 6.1035156e-5, 1e-30, 1e10, 1e30]
-    positive += [tiny, tiny / 2, least, most, np.inf, np.nan]
-    both = np.array(positive + [-v for v in positive], dtype=NUMPY[type])
-    bits = both.view(np.uint32 if single else np.uint64)
-    odd_nans = [0x7F800001, 0xFFC12345] if single else [0x7FF0000000000001, 0xFFF8000012345678]
-    return np.concatenate([bits, np.array(odd_nans, dtype=bits.dtype)]).view(NUMPY[type])
-
-
-def pairs(type: Type) -> list[np.ndarray]:
-    """All pairs of special values as two rows-by-columns arrays; the columns leave a tail."""
-    values = special(type)
-    a, b = (m.reshape(-1) for m in np.meshgrid(values, values, indexing="ij"))
-    columns = -(-len(a) // 2) | 1
-    return [np.resize(v, (2, columns)) for v in (a, b)]
-
-
-def pointwise(types: list[Type], make, dtypes: list[DType] | None = None) -> Program:
-    """Program of rank 2 whose results `make(builder, *elements of the inputs)` lists."""
-    ports = [Port(d, 2) for d in (dtypes or [STORED[t] for t in types])]
-    b = Builder(ports, 2)
-    results = make(b, *(b.load(n, *b.indices()) for n in range(len(ports))))
-    return b.finish(results, [STORED[r.type] for r in results])
-
-
 # -- instructions -------------------------------------------------------------------------
-PLAIN = [op for op, rule in INSTRUCTIONS.items() if rule.arity in (1, 2) and rule.result in ("same", "bool")]
-PLAIN = [op for op in PLAIN if op not in ("bound", "round")]
 
 
 @pytest.mark.parametrize("type", list(Type))
@@ -195,10 +152,6 @@ def test_lanes_divided_by_one_number() -> None:
 
 
 # -- memory -----------------------------------------------------------------------------------
-def _random(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
 VIEWS = {
     "contiguous": lambda a: a,
     "transposed": lambda a: np.ascontiguousarray(a.T).T,
@@ -215,13 +168,13 @@ VIEWS = {
 def test_loads_by_strides(view: str, known: bool) -> None:
     program = pointwise([Type.F32, Type.F32], lambda b, x, y: [x * y + x])
     for columns in (1, 15, 16, 33):
-        a, c = _random((5, columns)), _random((5, columns), 1)
+        a, c = random_array((5, columns)), random_array((5, columns), 1)
         check_kernel(program, [VIEWS[view](a), c], (5, columns), known=known)
 
 
 def test_results_by_strides() -> None:
     program = pointwise([Type.F32], lambda b, x: [x + x, x * x])
-    x = _random((7, 37))
+    x = random_array((7, 37))
     results = [np.zeros((37, 7), np.float32).T, np.zeros((7, 74), np.float32)[:, ::2]]
     for isa in jit.isas():
         for result in results:
@@ -247,7 +200,9 @@ def test_load_if_reads_nothing_elsewhere() -> None:
     ]
     program = b.finish(results, [DType.F32] * len(results))
     for columns in (1, 5, 20, 40):
-        check_kernel(program, [_random((2, columns)), _random((2,))], (2, columns), (min(columns, 24), 1 << 60))
+        check_kernel(
+            program, [random_array((2, columns)), random_array((2,))], (2, columns), (min(columns, 24), 1 << 60)
+        )
 
 
 def test_gather_and_bound() -> None:
@@ -256,7 +211,7 @@ def test_gather_and_bound() -> None:
     row = b.bound(b.load(1, i), b.param(0))
     column = b.bound(b.load(1, j), b.param(1))
     program = b.finish([b.load(0, row, j), b.load(0, i, column)], [DType.F32, DType.F32])
-    table, index = _random((35, 35)), np.random.default_rng(4).integers(0, 35, 35)
+    table, index = random_array((35, 35)), np.random.default_rng(4).integers(0, 35, 35)
     check_kernel(program, [table, index], (35, 35), (35, 35))
     for bad, place in ((-1, 0), (35, 34), (1 << 62, 20), (-(1 << 63), 33)):
         wrong = index.copy()
@@ -272,7 +227,7 @@ def test_gather_and_bound() -> None:
 
 def test_in_place_and_in_boxes() -> None:
     program = pointwise([Type.F32, Type.F32], lambda b, x, y: [x * 2.0 + y, x - y])
-    x, y = _random((9, 83)), _random((9, 83), 1)
+    x, y = random_array((9, 83)), random_array((9, 83), 1)
     for isa in jit.isas():
         a, c = x.copy(), y.copy()
         boxes = [(0, 4, 0, 50), (0, 4, 50, 83), (4, 9, 0, 1), (4, 9, 1, 83), (9, 9, 0, 83), (3, 4, 83, 83)]
@@ -286,7 +241,7 @@ def test_boxes_touch_nothing_else() -> None:
     i, j, k = b.indices()
     total = b.fold_sum(b.param(0), lambda n: b.load(0, i, j, n))
     program = b.finish([b.load(0, i, j, k) - total], [DType.F32])
-    x = _random((3, 5, 61))
+    x = random_array((3, 5, 61))
     whole = interpret(program, [x], x.shape, (61,))[0].reshape(15, 61)
     for isa in jit.isas():
         for _ in range(8):
@@ -304,74 +259,46 @@ def test_shapes(shape: tuple[int, ...]) -> None:
     b = Builder([Port(DType.F32, len(shape))], len(shape))
     x = b.load(0, *b.indices())
     program = b.finish([x * x, b.const(1.5, Type.F64)], [DType.F32, DType.F64])
-    check_kernel(program, [_random(shape)], shape)
+    check_kernel(program, [random_array(shape)], shape)
 
 
 # -- folds ----------------------------------------------------------------------------------------
-LENGTHS = [0, 1, 15, 16, 17, 255, 256, 257, 4095, 4097]
-
-
-def _folds(b: Builder, n: Value, x, sequential: bool) -> list[Value]:
-    """Every kind of fold over x(k), an f32; those in sequence, slow to interpret, if asked for."""
-    as_int = lambda k: b.convert(x(k) * 8.0, Type.I32)  # noqa: E731
-    parallel = [
-        b.fold_sum(n, x),
-        b.fold_sum(n, lambda k: b.convert(x(k), Type.F64) * 0.3),
-        b.fold_max(n, x),
-        b.fold_min(n, x),
-        b.fold_max(n, as_int),
-        b.fold_min(n, lambda k: b.convert(as_int(k), Type.U32)),
-        b.fold_isum(n, as_int),
-        b.fold_any(n, lambda k: x(k) > 2.5),
-        b.fold_all(n, lambda k: x(k) > -2.5),
-    ]
-    if not sequential:
-        return parallel
-    carried = b.chain(n, [b.f32(0.25), b.i64(0)], lambda k, s, c: [s * 0.5 + x(k), c + b.convert(x(k) > 0.0, Type.I64)])
-    return [*parallel, b.fold_dot(n, lambda k: (x(k), x(k) + 1.0)), *carried]
-
-
-def _fold_program(make_x, rank: int, port_rank: int, per_column: bool = False, sequential: bool = True) -> Program:
-    b = Builder([Port(DType.F32, port_rank), Port(DType.I64, 1)], rank)
-    n = b.load(1, b.index(rank - 1)) if per_column else b.param(0)
-    results = _folds(b, n, make_x(b), sequential)
-    return b.finish(results, [STORED[r.type] for r in results])
 
 
 def test_all_folds_are_tested() -> None:
-    program = _fold_program(lambda b: lambda k: b.load(0, k), 1, 1)
+    program = fold_program(lambda b: lambda k: b.load(0, k), 1, 1)
     assert {f"fold:{kind}" for kind in FOLDS} == {i.op for i in program.body if i.region is not None}
 
 
 @pytest.mark.parametrize("layout", ["contiguous in k", "strided in k"])
 def test_folds_computed_once_a_row(layout: str) -> None:
-    short = _fold_program(lambda b: lambda k: b.load(0, b.index(0), k), 2, 2)
-    long = _fold_program(lambda b: lambda k: b.load(0, b.index(0), k), 2, 2, sequential=False)
+    short = fold_program(lambda b: lambda k: b.load(0, b.index(0), k), 2, 2)
+    long = fold_program(lambda b: lambda k: b.load(0, b.index(0), k), 2, 2, sequential=False)
     contiguous = layout == "contiguous in k"
     for n in LENGTHS:
-        x = _random((3, n), n)
+        x = random_array((3, n), n)
         x = x if contiguous else np.ascontiguousarray(x.T).T
         check_kernel(short if n < 300 else long, [x, np.zeros(0, np.int64)], (3, 2), (n,), known=contiguous)
 
 
 def test_folds_in_columns() -> None:
-    short = _fold_program(lambda b: lambda k: b.load(0, k, b.index(0)), 1, 2)
-    long = _fold_program(lambda b: lambda k: b.load(0, k, b.index(0)), 1, 2, sequential=False)
+    short = fold_program(lambda b: lambda k: b.load(0, k, b.index(0)), 1, 2)
+    long = fold_program(lambda b: lambda k: b.load(0, k, b.index(0)), 1, 2, sequential=False)
     for n in LENGTHS:
-        check_kernel(short if n < 300 else long, [_random((n, 19), n), np.zeros(0, np.int64)], (19,), (n,))
+        check_kernel(short if n < 300 else long, [random_array((n, 19), n), np.zeros(0, np.int64)], (19,), (n,))
 
 
 def test_folds_of_rows_to_a_vector() -> None:
-    short = _fold_program(lambda b: lambda k: b.load(0, b.index(0), k), 1, 2)
-    long = _fold_program(lambda b: lambda k: b.load(0, b.index(0), k), 1, 2, sequential=False)
+    short = fold_program(lambda b: lambda k: b.load(0, b.index(0), k), 1, 2)
+    long = fold_program(lambda b: lambda k: b.load(0, b.index(0), k), 1, 2, sequential=False)
     for n in LENGTHS:
-        check_kernel(short if n < 300 else long, [_random((5, n), n), np.zeros(0, np.int64)], (5,), (n,))
+        check_kernel(short if n < 300 else long, [random_array((5, n), n), np.zeros(0, np.int64)], (5,), (n,))
 
 
 def test_folds_with_a_count_for_each_column() -> None:
-    program = _fold_program(lambda b: lambda k: b.load(0, k, b.index(0)), 1, 2, per_column=True)
+    program = fold_program(lambda b: lambda k: b.load(0, k, b.index(0)), 1, 2, per_column=True)
     counts = np.array([*LENGTHS[:8], *np.random.default_rng(6).integers(0, 600, 27)], dtype=np.int64)
-    check_kernel(program, [_random((600, 35)), counts], (35,), (0,))
+    check_kernel(program, [random_array((600, 35)), counts], (35,), (0,))
 
 
 def test_sums_of_many_chunks() -> None:
@@ -381,17 +308,17 @@ def test_sums_of_many_chunks() -> None:
     down = b.fold_sum(b.param(0), lambda k: b.load(0, k) * b.convert(b.index(1), Type.F32))
     program = b.finish([across, down], [DType.F32, DType.F32])
     for n in (65535, 65536, 65537, 3 * 65536 + 5):
-        check_kernel(program, [_random((n,))], (1, 3), (n,))
+        check_kernel(program, [random_array((n,))], (1, 3), (n,))
 
 
 def test_special_values_in_folds() -> None:
-    program = _fold_program(lambda b: lambda k: b.load(0, b.index(0), k), 2, 2)
+    program = fold_program(lambda b: lambda k: b.load(0, b.index(0), k), 2, 2)
     random = np.random.default_rng(7)
     finite = special(Type.F32)[np.abs(special(Type.F32)) < 1e20]
     rows = [random.choice(special(Type.F32), 70), random.choice(finite, 70), np.full(70, -0.0), np.full(70, -np.inf)]
     rows += [random.choice(np.array([0.0, -0.0]), 70), random.choice(np.array([0.0, -0.0, -1.0]), 70)]
     check_kernel(program, [np.array(rows, np.float32), np.zeros(0, np.int64)], (len(rows), 1), (70,))
-    turned = _fold_program(lambda b: lambda k: b.load(0, k, b.index(0)), 1, 2)
+    turned = fold_program(lambda b: lambda k: b.load(0, k, b.index(0)), 1, 2)
     columns = np.ascontiguousarray(np.array(rows, np.float32).T)
     check_kernel(turned, [columns, np.zeros(0, np.int64)], (len(rows),), (70,))
 
@@ -404,7 +331,7 @@ def test_nested_folds() -> None:
     mixed = b.fold_sum(n, lambda k: b.fold_dot(k, lambda q: (b.load(0, j, q), b.load(1, q, k))))
     inner_uniform = b.fold_sum(n, lambda k: b.fold_max(n, lambda q: b.load(0, i, q)) * b.load(0, j, k))
     program = b.finish([largest, mixed, inner_uniform], [DType.F32] * 3)
-    check_kernel(program, [_random((21, 21)), _random((21, 21), 1)], (21, 21), (21,))
+    check_kernel(program, [random_array((21, 21)), random_array((21, 21), 1)], (21, 21), (21,))
 
 
 def test_softmax_of_rows() -> None:
@@ -416,62 +343,13 @@ def test_softmax_of_rows() -> None:
     total = b.fold_sum(n, lambda k: shape(b.load(0, i, k) - top))
     program = b.finish([shape(b.load(0, i, j) - top) / total], [DType.F32])
     for columns in (1, 16, 50, 1000):
-        check_kernel(program, [_random((4, columns))], (4, columns), (columns,))
+        check_kernel(program, [random_array((4, columns))], (4, columns), (columns,))
 
 
 # -- random programs ---------------------------------------------------------------------------
-def _random_program(seed: int) -> Program:
-    """A program of some thirty instructions over all types, with folds, of rank 2."""
-    random = np.random.default_rng(seed)
-    b = Builder([Port(DType.F32, 2), Port(DType.I32, 2), Port(DType.F16, 2), Port(DType.F64, 1)], 2)
-    i, j = b.indices()
-    pool = [b.load(0, i, j), b.load(1, j, i), b.load(2, i, j), b.load(3, j), b.load(3, i), i, j, b.param(0)]
-
-    def grow(pool: list[Value], count: int, depth: int) -> Value:
-        for _ in range(count):
-            pool.append(step(pool, depth))
-        return pool[-1]
-
-    def step(pool: list[Value], depth: int) -> Value:
-        x = pool[random.integers(len(pool))]
-        choice = random.integers(12)
-        if choice == 0:
-            return b.convert(x, list(Type)[random.integers(7)])
-        if choice == 1 and depth < 2:
-            return fold(pool, depth)
-        mates = [v for v in pool if v.type is x.type]
-        names = [op for op in [*PLAIN, "select", "fma"] if x.type in INSTRUCTIONS[op].types]
-        op = names[random.integers(len(names))]
-        args = [x, *(mates[random.integers(len(mates))] for _ in range(INSTRUCTIONS[op].arity - 1))]
-        if op == "select":
-            args = [args[0].ne(args[1]), args[1], args[2]]
-        return b.op(op, *args)
-
-    def fold(pool: list[Value], depth: int) -> Value:
-        count = [b.param(0), i, j, b.i64(20)][random.integers(4)]
-        kind = ["sum", "max", "min", "isum", "any", "all", "chain"][random.integers(7)]
-
-        def body(k: Value, *carried: Value) -> Value:
-            inner = [*pool, *carried, k, b.load(0, i, k), b.load(0, k, j), b.load(3, k)]
-            last = grow(inner, 5, depth + 1)
-            want = {"sum": Type.F64, "isum": Type.I32, "any": Type.BOOL, "all": Type.BOOL}.get(kind, Type.F32)
-            return b.convert(last, want)
-
-        if kind == "chain":
-            return b.chain(count, [b.f32(1.0)], lambda k, c: [body(k, c)])[0]
-        return {
-            "sum": b.fold_sum, "max": b.fold_max, "min": b.fold_min,
-            "isum": b.fold_isum, "any": b.fold_any, "all": b.fold_all,
-        }[kind](count, body)  # fmt: skip
-
-    grow(pool, 25, 0)
-    results = pool[-3:]
-    return b.finish(results, [STORED[r.type] for r in results])
-
-
 @pytest.mark.parametrize("seed", range(24))
 def test_random_programs(seed: int) -> None:
-    program = _random_program(seed)
+    program = random_program(seed)
     random = np.random.default_rng(seed)
     n = 21
     arrays = [

@@ -35,7 +35,7 @@ def inconsistencies(
     program, manifest = trace.program, trace.manifest
     if len(manifest.stages):
         _ = trace.tensors[0]  # results that are not stored are computed now, by the same plan
-    with program.locked_plan(manifest.sizes) as plan:
+    with program.locked_host_plan(manifest.sizes) as plan:
         return Check(plan, trace, judge).run(range(len(plan.results)) if chosen is None else sorted(chosen))
 
 

@@ -7,14 +7,13 @@ trace root and its output, and is refuted if it has not.
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-import ree_kernels.cpu as cpu
 from ree.commit import receipt, salted
 from ree.commit.claim import Claim
 from ree.commit.trace import Manifest, Trace, list_id
+from ree.device.place import CPU, maker_of
 from ree.errors import RunError, VerificationError
 
 if TYPE_CHECKING:
@@ -22,15 +21,15 @@ if TYPE_CHECKING:
     from ree.program import Program
 
 
-def claim_of(manifest: Manifest, salt: bytes, nonce: bytes | None = None) -> Claim:
-    """What a run's receipt states; salt: of the commitment to its input."""
+def claim_of(manifest: Manifest, salt: bytes, nonce: bytes | None = None, device: str | None = None) -> Claim:
+    """What a run's receipt states; salt: of the commitment to its input; device: where it ran (None: here)."""
     return Claim(
         program_id=manifest.program_id,
         weights_id=list_id(manifest.weights),
         input_commitment=salted.commit(salted.INPUT, salt, list_id(manifest.inputs)),
         output_id=list_id(manifest.outputs),
         trace_root=manifest.root,
-        device=f"cpu {platform.machine()} {cpu.kernels().isa}",
+        device=maker_of(CPU).text if device is None else device,
         nonce=nonce,
     )
 
@@ -38,7 +37,7 @@ def claim_of(manifest: Manifest, salt: bytes, nonce: bytes | None = None) -> Cla
 def sign(trace: Trace, signer: Signer, salt: bytes | None = None, nonce: bytes | None = None) -> tuple[bytes, bytes]:
     """(receipt, salt) of a trace; salt: 32 bytes that open its commitment to the input (None: drawn now)."""
     salt = salted.fresh_salt() if salt is None else salt
-    return receipt.make(claim_of(trace.manifest, salt, nonce), signer), salt
+    return receipt.make(claim_of(trace.manifest, salt, nonce, trace.program.device_text), signer), salt
 
 
 def verify(

@@ -10,20 +10,20 @@ import bisect
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ree import dims
+from ree.device.place import StateMemory
 from ree.errors import InputError, LimitError
 from ree.limits import SEQUENCES_MAX, STEP_ROWS_MAX
 from ree.lm.rows import POSITIONS, ROWS, TOKENS
-from ree.plan.plan import Arena, Plan
 from ree.plan.stream import CHUNK, Layer, Stream
 from ree.program import Program
 
-_ALIGNED_FLOATS = 16  # a cache line
 _STEPS_PER_DOUBLING = 8  # numbers of rows that are planned for
+FLOAT_BYTES = 4
 _PLANS_MAX = 64  # that are kept; a plan is made in a fraction of a second
 
 
@@ -54,13 +54,13 @@ class Engine:
         self.program, self.context, self.vocab_size = program, context, vocab
         self.slots, self.rows_max = slots, rows_max
         self._lengths: list[int | None] = [None] * slots  # tokens of each sequence; None: the slot is free
-        self._plans: OrderedDict[tuple[int, int], Plan] = OrderedDict()
-        self._arena = Arena()  # all plans', since they take turns
+        self._plans: OrderedDict[tuple[int, int], Any] = OrderedDict()
+        self._arena = program.arena()  # all plans', since they take turns
         self._sizes = _sizes(rows_max)
         self._lock = threading.Lock()
         self._held_context = -(-context // CHUNK) * CHUNK
         self._plans[1, 1], layers = self._plan(1, 1)
-        self._cache = _Cache(layers, slots, self._held_context)
+        self._cache = _Cache(program, layers, slots, self._held_context)
 
     # -- sequences --------------------------------------------------------------------------
     def open(self) -> int:
@@ -139,7 +139,7 @@ class Engine:
         self._kept_plan(count, outputs).run(inputs, [logits.ctypes.data], state)
         return logits[: len(wanted)]
 
-    def _kept_plan(self, count: int, outputs: int) -> Plan:
+    def _kept_plan(self, count: int, outputs: int) -> Any:
         key = (count, outputs)
         if key not in self._plans:
             self._plans[key] = self._plan(count, outputs)[0]
@@ -148,7 +148,7 @@ class Engine:
         self._plans.move_to_end(key)
         return self._plans[key]
 
-    def _plan(self, count: int, outputs: int) -> tuple[Plan, list[Layer]]:
+    def _plan(self, count: int, outputs: int) -> tuple[Any, list[Layer]]:
         graph = self.program.graph
         sizes = {}
         for number, axis, size in ((TOKENS, 1, count), (ROWS, 0, outputs)):
@@ -168,33 +168,30 @@ def _sizes(rows_max: int) -> list[int]:
 
 
 class _Cache:
-    """Memory of keys, values and flags of all layers, untouched pages of which cost nothing."""
+    """Memory of keys, values and flags of all layers, where the program runs."""
 
-    def __init__(self, layers: Sequence[Layer], slots: int, context: int) -> None:
-        self._flags: list[np.ndarray] = []
-        self._arrays: list[np.ndarray] = []
-        self.addresses: list[int] = []
+    def __init__(self, program: Program, layers: Sequence[Layer], slots: int, context: int) -> None:
+        self._flags: list[tuple[StateMemory, int]] = []  # and bytes of a slot
+        self._memories: list[StateMemory] = []
         try:
             for layer in layers:
                 for floats in (layer.key_floats, layer.value_floats):
-                    self._keep(_aligned_zeros(slots * layer.k_heads * floats))
-                flags = np.zeros((slots, layer.k_heads * (context // CHUNK)), np.uint8)
-                self._flags.append(flags)
-                self._keep(flags)
-        except MemoryError:
+                    self._keep(program, slots * layer.k_heads * floats * FLOAT_BYTES)
+                flags = layer.k_heads * (context // CHUNK)
+                self._flags.append((self._keep(program, slots * flags), flags))
+        except (MemoryError, LimitError):
             raise LimitError(f"no memory for a cache of {slots} sequences of {context} tokens") from None
 
-    def _keep(self, array: np.ndarray) -> None:
-        self._arrays.append(array)
-        self.addresses.append(array.ctypes.data)
+    def _keep(self, program: Program, n_bytes: int) -> StateMemory:
+        memory = program.state_memory(n_bytes)
+        self._memories.append(memory)
+        return memory
+
+    @property
+    def addresses(self) -> list[int]:
+        return [memory.address for memory in self._memories]
 
     def clear(self, slot: int) -> None:
         """Forget what a slot's values were like; the values themselves are written before they are read."""
-        for flags in self._flags:
-            flags[slot] = 0
-
-
-def _aligned_zeros(floats: int) -> np.ndarray:
-    memory = np.zeros(floats + _ALIGNED_FLOATS, np.float32)
-    skip = -(memory.ctypes.data // 4) % _ALIGNED_FLOATS
-    return memory[skip : skip + floats]
+        for memory, n_bytes in self._flags:
+            memory.clear(slot * n_bytes, n_bytes)

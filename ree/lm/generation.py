@@ -8,7 +8,6 @@ generations"). What is wrong with a receipt is always a VerificationError.
 from __future__ import annotations
 
 import os
-import platform
 import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,10 +18,10 @@ from typing import Any
 import blake3
 import numpy as np
 
-import ree_kernels.cpu as cpu
 from ree.commit import claim, dsse, receipt, salted, strict_json
 from ree.commit.claim import SEMANTICS, VERSION, Field, Kind
 from ree.commit.keys import PublicKey, Signer
+from ree.device.place import CPU, maker_of
 from ree.errors import InputError, LimitError, VerificationError
 from ree.limits import GENERATED_TOKENS_MAX, GENERATION_RECEIPT_BYTES_MAX, STOP_TOKENS_MAX
 from ree.lm.sample import HISTORY_MAX, VOCAB_MAX, Sampling
@@ -368,7 +367,8 @@ class Recorder:
     salt: the 32 bytes that open the receipt's commitment to the prompt; the caller keeps them. prompt_tokens: 1 to
     2**24; stop_tokens: at most 1024, in any order; stop_strings: as for ree.lm.text.StopStrings; nonce: 32 bytes of the
     one who asked; issued_at: when the prompt was made, seconds since 1970 (None: now), which a template may have put
-    into it. InputError: a value that no receipt can state. For one thread at a time.
+    into it; device: where it runs (None: on this processor). InputError: a value that no receipt can state. For one
+    thread at a time.
     """
 
     def __init__(
@@ -382,6 +382,7 @@ class Recorder:
         signer: Signer,
         nonce: bytes | None = None,
         issued_at: int | None = None,
+        device: str | None = None,
     ) -> None:
         self.salt = salted.fresh_salt()
         self._signer = signer
@@ -394,7 +395,7 @@ class Recorder:
             "stop_strings": None if isinstance(stop_strings, str) else tuple(stop_strings),
             "nonce": nonce,
             "issued_at": int(time.time()) if issued_at is None else issued_at,
-            "device": f"cpu {platform.machine()} {cpu.kernels().isa}",
+            "device": maker_of(CPU).text if device is None else device,
         }
         _check(self._asked)  # now, not when the tokens are there
         self._position = len(prompt_tokens)

@@ -37,13 +37,14 @@ class LanguageModel:
         dtype: str | None = None,
         progress: Progress = lambda what: None,
         cached: bool = True,
+        device: str = "cpu",
     ) -> LanguageModel:
         """Read a Hugging Face model folder and compile its model.
 
         dtype: of weights and activations; None: bf16 if the folder's weights are, else fp32. int8: products in int8,
         all else in fp32. cached: take the program from the cache if the same files were compiled before, and keep it
-        there. InputError, FormatError, LimitError: the folder is not sound; CaptureError, UnsupportedError: the model
-        is none that can be compiled.
+        there; device: where it runs, as for Program.to. InputError, FormatError, LimitError: the folder is not sound;
+        CaptureError, UnsupportedError: the model is none that can be compiled; DeviceError.
         """
         if dtype is not None and dtype not in DTYPES:
             raise InputError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
@@ -60,7 +61,7 @@ class LanguageModel:
 
         progress("reading the weights")
         program = program_cache.compiled(folder.path, folder.shards, dtype, compile) if cached else compile()
-        return cls(folder, program, dtype)
+        return cls(folder, program.to(device), dtype)
 
     def engine(self, slots: int = 1, context: int | None = None, rows_max: int = STEP_ROWS_MAX) -> Engine:
         """An engine for so many sequences of up to `context` tokens (None: as many as the model knows)."""

@@ -78,18 +78,11 @@ def _window_start(b: Builder, attrs: Attrs, count: Value) -> Value | None:
 
 
 def _weights(b: Builder, attrs: Attrs, start: Value | None, count: Value, raw: Row, mask: Row) -> Row:
-    """p(s) of one row: exp(score(s) - m), with score(s) = raw(s) * scale, capped, masked."""
+    """p(s) of one row: exp(score(s) - m)."""
     from ree.element import functions
 
-    cap = attrs.get("softcap", 0.0)
-
     def score(s: Value) -> Value:
-        result = raw(s) * float(attrs["scale"])
-        if cap:
-            result = functions.tanh(b, result / float(cap)) * float(cap)
-        if attrs["mask"] == "none":
-            return result
-        return b.select(mask(s), result, -math.inf) if attrs["mask"] == "bool" else result + mask(s)
+        return _score(b, attrs, raw, mask, s)
 
     if start is None:
         largest = b.fold_max(count, score)
@@ -98,6 +91,36 @@ def _weights(b: Builder, attrs: Attrs, start: Value | None, count: Value, raw: R
         largest = b.fold_max(count - first, lambda j: score(first + j))
     shift = b.select(largest.eq(-math.inf), 0.0, largest)
     return lambda s: functions.exp(b, score(s) - shift)
+
+
+def _score(b: Builder, attrs: Attrs, raw: Row, mask: Row, s: Value) -> Value:
+    """score(s) = raw(s) * scale, capped, masked."""
+    from ree.element import functions
+
+    cap = attrs.get("softcap", 0.0)
+    result = raw(s) * float(attrs["scale"])
+    if cap:
+        result = functions.tanh(b, result / float(cap)) * float(cap)
+    if attrs["mask"] == "none":
+        return result
+    return b.select(mask(s), result, -math.inf) if attrs["mask"] == "bool" else result + mask(s)
+
+
+def score_program(mask: DType | None, attrs: Attrs) -> Program:
+    """The part of `weights_program` before its maximum: from a raw score to score(s)."""
+    ports = [Port(DType.F32, 4)] + ([Port(mask, 4)] if mask is not None else [])
+    b = Builder(ports, 4)
+    batch, head, row, key = b.indices()
+    scores, masks = (lambda s, port=port: b.load(port, batch, head, row, s) for port in (0, 1))
+    return b.finish([_score(b, attrs, scores, masks, key)], [DType.F32])
+
+
+def exp_program() -> Program:
+    """The part after it: from score(s) - m to p(s)."""
+    from ree.element import functions
+
+    b = Builder([Port(DType.F32, 0)], 0)
+    return b.finish([functions.exp(b, b.load(0))], [DType.F32])
 
 
 def weights_program(mask: DType | None, attrs: Attrs) -> Program:

@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ree.plan.step import Buffer, Slot
 
 ALIGN_BYTES = 64
+
+
+class _Step(Protocol):
+    def all_pointers(self) -> Iterable[tuple[Any, Slot]]: ...
+
+
+def place_buffers(steps: Sequence[_Step], kept: Collection[Buffer] = ()) -> tuple[dict[Buffer, int], int]:
+    """The offset in bytes of each buffer that steps have in an arena, and its size; those of `kept` stay to the end."""
+    first: dict[Buffer, int] = {}
+    last: dict[Buffer, int] = {}
+    for number, step in enumerate(steps):
+        for _, slot in step.all_pointers():
+            if slot.buffer.kind == "arena":
+                first.setdefault(slot.buffer, number)
+                last[slot.buffer] = len(steps) if slot.buffer in kept else number
+    items = list(first)
+    offsets, total = place([Interval(b.size_bytes, first[b], last[b]) for b in items])
+    return dict(zip(items, offsets, strict=True)), total
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from ree.errors import DeviceError, LimitError, RunError
 from ree.graph import Graph
 from ree.ops.spec import operator
 from ree.plan.hashing import Hashing
-from ree.plan.memory import Interval, place
+from ree.plan.memory import place_buffers
 from ree.plan.step import Buffer, Result, Step
 from ree.plan.weights import Weights
 from ree_kernels import KernelError
@@ -57,7 +57,7 @@ class Plan:
     def __init__(self, graph: Graph, steps: list[Step], results: list[Result], weights: Weights) -> None:
         self.graph, self.steps, self.results, self.weights = graph, steps, results, weights
         self._status = np.zeros(1, np.int64)
-        self._offsets, self.arena_bytes = self._place(frozenset())
+        self._offsets, self.arena_bytes = place_buffers(self.steps)
         self._arena = Arena()
         self._linked = (0, False)  # address of the arena that the steps' pointers lead into; whether it keeps results
         self._hashing: list[Step] = []
@@ -66,22 +66,10 @@ class Plan:
         self._patches: dict[tuple[str, int], list[tuple[int, int]]] = {}
 
     # -- memory -----------------------------------------------------------------------
-    def _place(self, kept: frozenset[Buffer]) -> tuple[dict[Buffer, int], int]:
-        first: dict[Buffer, int] = {}
-        last: dict[Buffer, int] = {}
-        for number, step in enumerate(self.steps):
-            for _, slot in step.all_pointers():
-                if slot.buffer.kind == "arena":
-                    first.setdefault(slot.buffer, number)
-                    last[slot.buffer] = len(self.steps) if slot.buffer in kept else number
-        items = list(first)
-        offsets, total = place([Interval(b.size_bytes, first[b], last[b]) for b in items])
-        return dict(zip(items, offsets, strict=True)), total
-
     @cached_property
     def _kept(self) -> tuple[dict[Buffer, int], int]:
         """Offsets and size of an arena in which no result makes way for another."""
-        return self._place(frozenset(result.slot.buffer for result in self.results))
+        return place_buffers(self.steps, frozenset(result.slot.buffer for result in self.results))
 
     @property
     def kept_bytes(self) -> int:

@@ -7,7 +7,7 @@ epilogue that the kernel runs on each finished tile.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 import ree_kernels.cpu as cpu
 from ree.plan.args import Args
 from ree.plan.layout import Layout, view
+from ree.plan.planning import space_of
 from ree.plan.schedule_attention import attention
 from ree.plan.schedule_experts import experts
 from ree.plan.step import Buffer, Slot, Step
@@ -30,12 +31,6 @@ if TYPE_CHECKING:
     from ree.plan.planner import Planner
 
 _BATCH_AXES_MAX = 4
-
-
-def space_of(shape: Sequence[int], kind: str) -> tuple[int, int]:
-    """Rows and columns of a schedule's output: columns are the last axis, or channels of a convolution."""
-    columns = (shape[1] if kind == "conv" else shape[-1]) if shape else 1
-    return math.prod(shape) // max(1, columns), columns
 
 
 # -- matmul ---------------------------------------------------------------------------

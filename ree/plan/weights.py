@@ -18,7 +18,7 @@ def strided(data: np.ndarray, layout: Layout) -> np.ndarray:
     return np.lib.stride_tricks.as_strided(flat, layout.shape, tuple(s * data.itemsize for s in layout.strides))
 
 
-@dataclass
+@dataclass(eq=False)
 class Weights:
     """The constants of a program, with packed forms made on demand and shared by all its plans.
 

@@ -79,6 +79,7 @@ class Loaded:
             self._signer,
             asked.nonce,
             asked.issued_at,
+            self._model.program.device_text,
         )
 
     def _spell(self, token: int) -> bytes:

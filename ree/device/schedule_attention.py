@@ -1,0 +1,321 @@
+"""Attention on a device: over tensors, and over a cache of keys and values."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ree.device.step import Args, Epilogue, Step
+from ree.element.cuda_hook import HEADER, print_function
+from ree.element.llvm import Layout as KernelLayout
+from ree.element.program import Program
+from ree.ops.attention import exp_program, score_program
+from ree.plan.fuse import Kernel
+from ree.plan.layout import Layout, contiguous
+from ree.plan.step import Buffer, Slot
+from ree.plan.stream import LAYER_STATES, SLOTS, Layer, Stream
+
+if TYPE_CHECKING:
+    from ree.device.planner import DevicePlanner
+
+CHUNK = 256
+_FLOAT_BYTES = 4
+_COMPONENTS_MAX = 256  # of keys, of values
+_KEYS_MAX = 1 << 30
+_ROWS_MAX = 1 << 30
+_SCRATCH_BYTES_MAX = 1 << 30  # of one operator
+
+# the tiles' kernel, ree_kernels/cuda/attention.cu
+_TILE_THREADS = 128
+_TILE_STEP = 32
+_TILE_REGISTERS = 128  # of a thread: what its blocks on a multiprocessor are counted by
+_TILED_ROWS_MIN = 32  # over a cache: of a sequence in a stretch
+
+# the kernels that split keys, ree_kernels/cuda/attention_split.cu
+_UNIT_ROWS_MAX = 16
+_SPLIT_ROWS_MAX = 64  # over tensors, if there are too few tiles
+_SPAN_THREADS, _CHUNK_THREADS = 128, 256
+_COLUMNS_MAX = 64
+_BLOCKS_PER_MULTIPROCESSOR = 16  # of a grid that is cut for the whole context
+
+
+def attention(p: DevicePlanner, value: int, epilogue: Epilogue | None) -> list[Step] | None:
+    """The launches of an attention; None if it has no kernel: too long rows, or nothing to attend to."""
+    node = p.node(value)
+    batch, heads, tokens, d_v = p.layouts[value].shape
+    _, k_heads, keys, d = p.layouts[node.inputs[1]].shape
+    sizes = (d, d_v, keys)
+    if epilogue is not None or min(sizes) == 0 or max(d, d_v) > _COMPONENTS_MAX or keys > _KEYS_MAX:
+        return None
+    if max(batch * heads * tokens, tokens * (heads // k_heads)) > _ROWS_MAX:
+        return None
+    if p.stream is not None:
+        return _cached(p, value, p.stream)
+    source = _Source(p, value, d, d_v, batch, k_heads, heads // k_heads, tokens, keys)
+    tile = _Tile.of(source)
+    rows = tokens * source.group
+    few = rows <= _UNIT_ROWS_MAX or (
+        rows <= _SPLIT_ROWS_MAX and batch * k_heads * tile.count(source) < p.device.multiprocessors
+    )
+    return [*source.copies, *(_split_steps(source, None) if few else [_tile_step(source, tile)])]
+
+
+# -- operands ---------------------------------------------------------------------------------
+
+
+@dataclass
+class _Source:
+    """What an attention reads: its extents, and its operands' places, dense along components."""
+
+    p: DevicePlanner
+    value: int
+    d: int
+    d_v: int
+    items: int
+    k_heads: int
+    group: int
+    tokens: int
+    keys: int
+
+    def __post_init__(self) -> None:
+        self.node = self.p.node(self.value)
+        self.copies: list[Step] = []
+        self.values: dict[str, int] = {}
+        self.pointers: dict[str, Slot] = {}
+        for name, source in zip("qkv", self.node.inputs, strict=False):
+            layout, slot = self.p.layouts[source], self.p.pointer(source)
+            if layout.strides[3] != 1 and layout.shape[3] != 1:
+                layout, slot, copy = self.p.dense(source)
+                self.copies.append(copy)
+            self.place(name, slot, layout)
+        self.place("out", self.p.pointer(self.value), self.p.layouts[self.value])
+        self.causal, self.window = bool(self.node.attrs["causal"]), int(self.node.attrs.get("window", 0))
+
+    def place(self, name: str, slot: Slot, layout: Layout) -> None:
+        """Let an operand lie here; layout: [item, head, token, component]."""
+        self.pointers[name] = slot
+        for part, stride in zip(("item", "head", "token"), layout.strides, strict=False):
+            self.values[f"{name}_{part}"] = stride
+
+    def args(self, file: str, struct: str) -> Args:
+        """An argument struct of either file with what both have in common."""
+        args = Args(file, struct, _score_hook(self.p, self.value))
+        args.point(**self.pointers)
+        args.set(**self.values, items=self.items, k_heads=self.k_heads, group=self.group, tokens=self.tokens)
+        args.set(keys=self.keys, causal=int(self.causal), window=self.window)
+        return args
+
+    def temporary(self, *extents: int) -> Slot:
+        """Scratch memory for so many floats."""
+        return Slot(self.p.temporary(_FLOAT_BYTES * math.prod(extents)))
+
+
+def _score_hook(p: DevicePlanner, value: int) -> Epilogue:
+    """The two functions that kernels call on scores: ree_score with its arguments, and ree_exp."""
+    node = p.node(value)
+    batch, heads, tokens, _ = p.layouts[value].shape
+    space = (batch, heads, tokens, p.layouts[node.inputs[1]].shape[2])
+    mask = node.inputs[3] if len(node.inputs) > 3 else None
+    program = score_program(None if mask is None else p.graph.type_of(mask).dtype, node.attrs)
+    masks = [] if mask is None else [mask]
+    kernel = Kernel(program, masks, [contiguous(space), *(p.layouts[m] for m in masks), contiguous(space)], [], space)
+    text = print_function("ree_score", program, kernel.structure(), (0,))
+    values = [kernel.layouts[f.number].strides[f.axis] if f.kind == "stride" else 0 for f in text.fields] or [0]
+    pointers = [(n, p.pointer(masks[0])) for n, f in enumerate(text.fields) if f.kind == "port"]
+    return Epilogue(HEADER + text.text + _exp_text(exp_program()), values, pointers, kernel, value)
+
+
+@functools.cache
+def _exp_text(program: Program) -> str:
+    text = print_function("ree_exp_of", program, KernelLayout(((), ()), 0), (0,)).text
+    return text + "REE_INLINE f32 ree_exp(f32 x) { return ree_exp_of(ree_exp_of_args(), x); }\n"
+
+
+# -- tiles of rows ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """A form of the tiles' kernel. warps_n: of four warps, those along keys; kept: scores stay in scratch memory."""
+
+    d: int
+    d_v: int
+    warps_n: int
+    kept: bool = True
+
+    @staticmethod
+    def of(source: _Source) -> _Tile:
+        return _Tile(source.d, source.d_v, 2 if source.d_v <= 128 else 4)
+
+    @property
+    def rows(self) -> int:
+        return 128 // self.warps_n
+
+    @property
+    def shared_bytes(self) -> int:
+        """As in attention.cu."""
+        keys, columns = 64 * self.warps_n, 32 * self.warps_n * -(-self.d_v // (32 * self.warps_n))
+        scores = self.rows * _padded(self.d) + 2 * keys * 32
+        weights = 2 * self.rows * (_TILE_STEP + 4) if self.kept else self.rows * (keys + 4)
+        values = weights + 2 * _TILE_STEP * columns + self.rows * columns
+        return _FLOAT_BYTES * (max(scores, values) if self.kept else scores + values)
+
+    def stretch(self, source: _Source) -> tuple[int, int]:
+        """Tokens that are cut into tiles together, and how many tiles these may be."""
+        tokens = max(1, self.rows // source.group)
+        return tokens, -(-tokens * source.group // self.rows)
+
+    def count(self, source: _Source) -> int:
+        """Tiles of one head of keys."""
+        tokens, tiles = self.stretch(source)
+        return -(-source.tokens // tokens) * tiles
+
+
+def _padded(components: int) -> int:
+    return (-(-components // 4) | 1) * 4
+
+
+def _tile_step(source: _Source, tile: _Tile) -> Step:
+    device = source.p.device
+    tiles = source.items * source.k_heads * tile.count(source)
+    score_row = _round_up(source.keys, CHUNK)
+
+    def blocks(tile: _Tile) -> int:
+        together = max(1, min(device.shared_bytes_max // tile.shared_bytes, 65536 // (_TILE_REGISTERS * _TILE_THREADS)))
+        return min(tiles, together * device.multiprocessors)
+
+    if _FLOAT_BYTES * blocks(tile) * tile.rows * score_row > _SCRATCH_BYTES_MAX:
+        tile = _Tile(tile.d, tile.d_v, tile.warps_n, kept=False)
+    grid = blocks(tile)
+    args = source.args("attention.cu", "ree_attention_args")
+    stretch, per_stretch = tile.stretch(source)
+    args.set(stretch=stretch, tiles=per_stretch, rows_min=_TILED_ROWS_MIN)
+    args.set(score_row=score_row, chunks=score_row // CHUNK)
+    if tile.kept:
+        args.point(scores=source.temporary(grid, tile.rows, score_row))
+    args.point(sums=source.temporary(grid, tile.rows, score_row // CHUNK))
+    defines = {"REE_HEAD": tile.d, "REE_VALUE": tile.d_v, "REE_WARPS_N": tile.warps_n, "REE_STEP": _TILE_STEP}
+    defines |= {"REE_KEPT": int(tile.kept), "REE_SHARED_BYTES": tile.shared_bytes}
+    return args.step("attention", "ree_attention", (grid, 1, 1), _TILE_THREADS, tile.shared_bytes, defines)
+
+
+def _round_up(n: int, unit: int) -> int:
+    return -(-n // unit) * unit
+
+
+# -- parts of the keys ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Split:
+    """A form of the kernels that split keys. rows: of a unit; span: keys of a block of scores."""
+
+    d: int
+    d_v: int
+    rows: int
+
+    @property
+    def span(self) -> int:
+        return _SPAN_THREADS if self.d <= 128 else _SPAN_THREADS // 2
+
+    @property
+    def columns(self) -> int:
+        """Of a block of values: about the same in each."""
+        blocks = -(-self.d_v // _COLUMNS_MAX)
+        return _round_up(-(-self.d_v // blocks), 4)
+
+    @property
+    def column_blocks(self) -> int:
+        return -(-self.d_v // self.columns)
+
+    @property
+    def span_bytes(self) -> int:
+        return _FLOAT_BYTES * (self.rows + self.span) * _padded(self.d)
+
+    @property
+    def chunk_bytes(self) -> int:
+        return _FLOAT_BYTES * (CHUNK * self.columns + self.rows * (CHUNK + 16))
+
+
+def _split_steps(source: _Source, tile: _Tile | None) -> list[Step]:
+    """The launches for rows that `tile`'s kernel leaves out (None: for all)."""
+    rows = min(_UNIT_ROWS_MAX, 1 << (source.tokens * source.group - 1).bit_length())
+    split = _Split(source.d, source.d_v, rows)
+    stretch = tile.stretch(source)[0] if tile else 0
+    keys = _round_up(source.keys, CHUNK)
+    token_bytes = _FLOAT_BYTES * source.items * source.k_heads * source.group * keys
+    wave = max(1, _SCRATCH_BYTES_MAX // 4 // token_bytes)
+    wave = source.tokens if wave >= source.tokens else _round_up(wave, stretch or rows)
+    steps: list[Step] = []
+    for first in range(0, source.tokens, wave):
+        steps += _split_wave(source, split, stretch, first, min(wave, source.tokens))
+    return steps
+
+
+def _split_wave(source: _Source, split: _Split, stretch: int, first: int, wave: int) -> list[Step]:
+    keys = _round_up(source.keys, CHUNK)
+    spans, chunks = keys // split.span, keys // CHUNK
+    places = source.items * source.k_heads * wave
+    rows, units = places * source.group, places * -(-source.group // split.rows)
+    temporaries = {
+        "scores": source.temporary(rows, keys),
+        "largest": source.temporary(rows, spans),
+        "parts": source.temporary(rows, chunks, split.d_v),
+        "sums": source.temporary(split.column_blocks, rows, chunks),
+        "done": source.temporary(units, split.column_blocks),
+    }
+    defines = {"REE_HEAD": split.d, "REE_VALUE": split.d_v, "REE_ROWS": split.rows, "REE_SPAN": split.span}
+    defines |= {"REE_COLUMNS": split.columns, "REE_SPAN_BYTES": split.span_bytes, "REE_CHUNK_BYTES": split.chunk_bytes}
+    blocks = _BLOCKS_PER_MULTIPROCESSOR * source.p.device.multiprocessors
+
+    def launch(kernel: str, parts: int, cuts: int, threads: int, shared_bytes: int) -> Step:
+        args = source.args("attention_split.cu", "ree_split_args")
+        args.point(**temporaries)
+        args.set(first_token=first, wave=wave, rows=rows, score_row=keys, spans=spans, chunks=chunks)
+        args.set(unit_tokens=max(1, split.rows // source.group), token_units=-(-source.group // split.rows))
+        args.set(stretch=stretch, rows_min=_TILED_ROWS_MIN)
+        grid = (units * parts, min(cuts, max(1, blocks // (units * parts))), 1)
+        return args.step("attention", kernel, grid, threads, shared_bytes, defines)
+
+    return [
+        launch("ree_split_scores", 1, spans, split.span, split.span_bytes),
+        launch("ree_split_values", split.column_blocks, chunks, _CHUNK_THREADS, split.chunk_bytes),
+    ]
+
+
+# -- over a cache -----------------------------------------------------------------------------------
+
+
+def _cached(p: DevicePlanner, value: int, stream: Stream) -> list[Step]:
+    """This run's keys and values into the cache, then attention over it: both kernels, each for rows of its own."""
+    node = p.node(value)
+    assert node.attrs["causal"] and node.attrs["mask"] == "none"
+    _, heads, tokens, d_v = p.layouts[value].shape
+    _, k_heads, _, d = p.layouts[node.inputs[1]].shape
+    number = len(stream.layers)
+    stream.layers.append(Layer(k_heads, stream.context * d, stream.context * d_v))
+    source = _Source(p, value, d, d_v, 1, k_heads, heads // k_heads, tokens, stream.context)
+    keys, values = (Slot(Buffer("state", SLOTS + 1 + LAYER_STATES * number + part, 0)) for part in (0, 1))
+    append = _append_step(source, keys, values, p.pointer(stream.positions))
+    source.pointers |= {"position": p.pointer(stream.positions), "slot": Slot(Buffer("state", SLOTS, 0))}
+    source.place("k", keys, contiguous((1, k_heads, stream.context, d)))
+    source.place("v", values, contiguous((1, k_heads, stream.context, d_v)))
+    tile = _Tile.of(source)
+    tiled = [] if tokens * source.group < _TILED_ROWS_MIN or tokens == 1 else [_tile_step(source, tile)]
+    return [*source.copies, append, *tiled, *_split_steps(source, tile if tiled else None)]
+
+
+def _append_step(source: _Source, keys: Slot, values: Slot, positions: Slot) -> Step:
+    args = Args("attention_cached.cu", "ree_cached_args")
+    args.point(k=source.pointers["k"], v=source.pointers["v"], keys=keys, values=values)
+    args.point(position=positions, slot=Slot(Buffer("state", SLOTS, 0)))
+    names = ("k_head", "k_token", "v_head", "v_token")
+    args.set(**{name: source.values[name] for name in names})
+    args.set(tokens=source.tokens, k_heads=source.k_heads, d=source.d, d_v=source.d_v, context=source.keys)
+    return args.step("cache", "ree_cached_append", (source.tokens, source.k_heads, 1), 256)
+
+
+__all__: Sequence[str] = ("attention",)
