@@ -60,7 +60,8 @@ class Device(Protocol):
 
     name: for people; target, compiler: what an image depends on besides its text; multiprocessors: how many;
     shared_bytes_max: dynamic shared memory that a block can have; capability: as CUDA numbers them, (9, 0);
-    memory_bytes: of the whole device. Every method raises KernelError (DeviceMemoryError).
+    memory_bytes: of the whole device; slow_doubles: f64 takes more than four times the time of f32.
+    Every method raises KernelError (DeviceMemoryError).
     """
 
     name: str
@@ -70,6 +71,7 @@ class Device(Protocol):
     multiprocessors: int
     shared_bytes_max: int
     memory_bytes: int
+    slow_doubles: bool
 
     def compile(self, text: str) -> bytes:
         """The image of a module's text."""

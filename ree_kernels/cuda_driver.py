@@ -97,6 +97,7 @@ class Driver:
         self.shared_bytes_max = attribute("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
         self.l2_bytes = attribute("L2_CACHE_SIZE")
         self.clock_khz = attribute("CLOCK_RATE")
+        self.slow_doubles = attribute("SINGLE_TO_DOUBLE_PRECISION_PERF_RATIO") > 4
         self.memory_bytes = int(call("cuDeviceTotalMem", device))
         try:
             self.target = nvrtc.architecture(self.capability)

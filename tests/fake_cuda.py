@@ -46,6 +46,7 @@ class FakeCuda:
 
     def __init__(self, capability: tuple[int, int] = (9, 0), memory_bytes: int = 1 << 30, count: int = 1) -> None:
         self.capability, self.memory_bytes, self.count = capability, memory_bytes, count
+        self.double_ratio = 2
         self.kernels: dict[str, Kernel] = {}
         self.fixed_shared: dict[str, int] = {}
         self.calls: list[str] = []
@@ -127,6 +128,7 @@ class FakeCuda:
             "MAX_SHARED_MEMORY_PER_BLOCK_OPTIN": 227 << 10,
             "L2_CACHE_SIZE": 50 << 20,
             "CLOCK_RATE": 1_980_000,
+            "SINGLE_TO_DOUBLE_PRECISION_PERF_RATIO": self.double_ratio,
         }[attribute.name.removeprefix("CU_DEVICE_ATTRIBUTE_")]
 
     def _cuDevicePrimaryCtxRetain(self, device: int) -> int:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from ree.device import schedule_conv, tiles
+from ree.device import dot_tiles as tiles
+from ree.device import schedule_conv
 from ree.program import Program
 from tests.cuda_case import kernels_of, same_on_device
 
@@ -44,7 +45,7 @@ def force(monkeypatch: pytest.MonkeyPatch, tile: tiles.Tile, is_split: bool = Fa
     monkeypatch.setattr(schedule_conv, "choose", lambda device, way: (tile, is_split))
 
 
-SMALL = tiles.Tile(4, 8, 2, 2, 16, 3, 128, 0.6)  # 64 x 64
+SMALL = tiles.Tile(4, 8, 2, 2, 16, 3, 4, 0.6)  # 64 x 64
 
 # name -> (layer, shape of the input)
 TILED_LAYERS = {
@@ -101,6 +102,27 @@ def test_weights_that_are_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
     same_on_device(layer(2, 8, 8, 3, padding=1, groups=8, special=5), [noise(1, 8, 6, 7, special=9)])
 
 
+def test_zeros_have_the_sign_of_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chain that underflows to -0 gives +0: totals begin there."""
+    tiny = layer(2, 16, 9, 1, bias=False)
+    with torch.no_grad():
+        tiny.weight.fill_(-1e-30)  # type: ignore[operator]
+    depthwise = nn.Conv2d(4, 4, 1, groups=4, bias=False)
+    depthwise.weight = nn.Parameter(torch.full_like(depthwise.weight, -1e-30))
+    for is_split in (False, True):
+        force(monkeypatch, SMALL, is_split)
+        same_on_device(tiny, [torch.full((1, 16, 2, 3), 1e-30)])
+    same_on_device(depthwise, [torch.full((1, 4, 2, 3), 1e-30)])
+
+
+def test_nothing_behind_the_last_k_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    force(monkeypatch, SMALL)
+    for channels in (3, 4):
+        module, x = layer(2, channels, 9, 3), torch.full((1, channels, 5, 5), float("inf"))
+        module.weight.data.abs_()  # type: ignore[operator, union-attr]
+        same_on_device(module, [x])
+
+
 TRANSPOSED_LAYERS = {
     "whole taps left out": ({"kernel_size": 4, "stride": 2, "padding": 1}, (32, 20), (2, 32, 5, 6)),
     "output padding": ({"kernel_size": 3, "stride": 2, "padding": 1, "output_padding": 1}, (32, 9), (1, 32, 4, 7)),
@@ -108,7 +130,7 @@ TRANSPOSED_LAYERS = {
     "dilated": ({"kernel_size": 3, "stride": 2, "dilation": 3}, (16, 9), (1, 16, 3, 4)),
     "stride 1": ({"kernel_size": 3, "padding": 1}, (16, 9), (1, 16, 3, 4)),
     "many chunks": ({"kernel_size": 5, "stride": 2, "padding": 2}, (32, 8), (1, 32, 6, 6)),
-    "channels of no slice": ({"kernel_size": 4, "stride": 2, "padding": 1}, (20, 9), (1, 20, 5, 5)),
+    "channels of no slice": ({"kernel_size": 4, "stride": 2, "padding": 1}, (20, 9), (4, 20, 6, 6)),
     "odd channels": ({"kernel_size": 4, "stride": 2, "padding": 1}, (7, 9), (1, 7, 5, 5)),
     "groups": ({"kernel_size": 4, "stride": 2, "padding": 1, "groups": 2}, (32, 20), (1, 32, 4, 5)),
 }
@@ -118,7 +140,7 @@ TRANSPOSED_LAYERS = {
 @pytest.mark.parametrize("name", TRANSPOSED_LAYERS)
 def test_transposed(monkeypatch: pytest.MonkeyPatch, name: str, special: int) -> None:
     options, channels, shape = TRANSPOSED_LAYERS[name]
-    force(monkeypatch, tiles.Tile(2, 4, 2, 2, 16, 4, 64, 0.3), is_split=name == "many chunks" and special == 0)
+    force(monkeypatch, tiles.Tile(2, 4, 2, 2, 16, 4, 6, 0.3), is_split=name == "many chunks" and special == 0)
     module = layer(2, *channels, transposed=True, special=special, **options)
     program = same_on_device(module, [noise(*shape, special=special)])
     assert convolution_kernels(program) in (TILED, SPLIT)
@@ -230,4 +252,4 @@ def test_the_choice_of_tiles() -> None:
 
     assert chosen(1, 7, 512, 512, 3)[1]
     assert chosen(64, 28, 128, 128, 3) == (tiles.TILES[0], False)
-    assert chosen(64, 56, 64, 64, 3) == (tiles.TILES[1], False)
+    assert chosen(64, 56, 64, 64, 3) == (tiles.TILES[2], False)

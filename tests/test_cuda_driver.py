@@ -99,6 +99,13 @@ def test_attributes(device: Driver) -> None:
     assert device.compiler.startswith(f"nvrtc {nvrtc.version()} ") and "--fmad=false" in device.compiler
 
 
+@pytest.mark.parametrize(("ratio", "slow"), [(2, False), (4, False), (32, True), (64, True)])
+def test_whether_doubles_are_slow(ratio: int, slow: bool) -> None:
+    api = FakeCuda()
+    api.double_ratio = ratio
+    assert Driver(0, api, accept).slow_doubles is slow
+
+
 def test_the_second_of_two_devices() -> None:
     api = FakeCuda(count=2)
     device = Driver(1, api, accept)

@@ -71,8 +71,8 @@ def test_few_rows(m: int, columns: bool) -> None:
 @pytest.mark.parametrize("columns", [1, 2, 4])
 @pytest.mark.parametrize("m", [3, 20])
 def test_few_rows_by_columns_of_a_block(monkeypatch: pytest.MonkeyPatch, m: int, columns: int) -> None:
-    monkeypatch.setattr(schedule, "choose", lambda device, m, n, k: schedule.Few(-(-m // 16), columns))
-    assert product(noise(m, 656), noise(656, 61, seed=1)) == [FEW]
+    monkeypatch.setattr(schedule, "choose", lambda device, m, n, k: schedule.Few(-(-m // 8), columns))
+    assert product(noise(m, 656), noise(656, 41, seed=1)) == [FEW]
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -141,7 +141,8 @@ def test_a_quantised_model() -> None:
 
 def test_the_choice_for_a_large_device() -> None:
     large = emulator.Emulator(multiprocessors=132)
-    assert schedule.choose(large, 1, 4096, 4096) == schedule.Few(1, 2)
+    assert schedule.choose(large, 1, 4096, 4096) == schedule.Few(1, 1)
+    assert schedule.choose(large, 32, 65536, 4096) == schedule.Few(4, 2)
     assert schedule.choose(large, 8192, 8192, 8192) == (schedule.TILES[0], 1)
     _, parts = schedule.choose(large, 128, 1024, 8192)  # type: ignore[misc]
     assert parts > 1

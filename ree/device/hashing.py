@@ -15,11 +15,12 @@ from ree_kernels.blake3 import CHUNK_BYTES, CV_BYTES
 from ree_kernels.cuda import Device, Launch
 
 _FILE = "blake3.cu"
-_THREADS = 128  # chunks that a block hashes at a time; as in the file
+_THREADS = 128  # chunks that a block hashes at a time
 _ROUNDS_MAX = 4  # so often, before it joins them
 _BLOCKS_MIN = 4  # for a multiprocessor, before blocks take several rounds
 _INPUTS_MAX = 64  # of a launch, as in the file
 _JOIN_THREADS = 256
+_DEFINES = {"REE_BLAKE3_THREADS": _THREADS}
 _EMPTY = blake3().digest()
 
 # A chunk takes its thread some ten microseconds, however few there are: a batch should keep a device busy for longer.
@@ -79,7 +80,7 @@ class Hashing:
         args.set(table=self._allocate(table.nbytes))
         with errors():
             self.device.write(int(args.values[0]), table.ctypes.data, table.nbytes)
-        step = args.step("hash", "ree_blake3_roots", (len(table), 1, 1), _JOIN_THREADS)
+        step = args.step("hash", "ree_blake3_roots", (len(table), 1, 1), _JOIN_THREADS, 0, _DEFINES)
         self._open = []
         return [step]
 
@@ -117,7 +118,7 @@ class Hashing:
             blocks += groups
         args.set(count=len(inputs))
         shared_bytes = max(rounds for rounds, _ in shapes) * _THREADS * CV_BYTES
-        return args.step("hash", "ree_blake3_groups", (blocks, 1, 1), _THREADS, shared_bytes)
+        return args.step("hash", "ree_blake3_groups", (blocks, 1, 1), _THREADS, shared_bytes, _DEFINES)
 
     def _shape(self, n_bytes: int) -> tuple[int, int]:
         """Rounds of a block and number of blocks, each of which leaves one chaining value."""

@@ -143,9 +143,7 @@ def _splits(multiprocessors: int, tile: Tile, m: int, n: int, k: int, items: int
         yield from {most, min(most, max(2, multiprocessors // tiles))}
 
 
-def _fit(
-    shared_max: int, tile: Tile, a: Lies, b: Lies, is_short: bool, is_split: bool
-) -> tuple[int, int, int] | None:
+def _fit(shared_max: int, tile: Tile, a: Lies, b: Lies, is_short: bool, is_split: bool) -> tuple[int, int, int] | None:
     """Stages, blocks that a multiprocessor then holds, and shared memory; None: not even one block fits."""
     for blocks in range(tile.blocks, 0, -1):
         for stages in range(tile.stages, 1, -1):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import ree_kernels.cpu as cpu
-from ree.device.hashing import Hashing
+from ree.device.hashing import Hashing, committed
 from ree.device.images import errors, functions
 from ree.device.step import Step
 from ree.device.weights import DeviceWeights
@@ -151,15 +151,14 @@ class DevicePlan:
 
     @cached_property
     def committed_steps(self) -> tuple[list[Step], Hashing]:
-        """All steps, each result's followed by those that hash it; the hashes."""
-        hashing = Hashing(self.device, len(self.results))
-        rows: list[Step] = []
-        done = 0
-        for number, result in enumerate(self.results):
-            rows += self.steps[done : result.after]
-            rows += hashing.steps(number, result.slot, self.graph.type_of(result.value).size_bytes())
-            done = result.after
-        return [*rows, *self.steps[done:], *hashing.finish()], hashing
+        """All steps and those that hash the results, a batch of them at a time; the hashes."""
+        sizes = [self.graph.type_of(result.value).size_bytes() for result in self.results]
+        return committed(self.device, self.steps, self.results, sizes)
+
+    @cached_property
+    def _committed(self) -> tuple[dict[Buffer, int], int]:
+        """Offsets and size of an arena in which a result stays until it is hashed."""
+        return place_buffers(self.committed_steps[0])
 
     # -- running ----------------------------------------------------------------------------
     def run(
@@ -181,7 +180,7 @@ class DevicePlan:
         """
         steps, hashing = self.committed_steps
         if arena is None:
-            base, offsets = self._arena.of(self.arena_bytes), self._offsets
+            base, offsets = self._arena.of(self._committed[1]), self._committed[0]
         else:
             base, offsets = self._kept_arena.of(self.kept_bytes), self._kept[0]
         kind = "committed" if arena is None else "kept"

@@ -14,6 +14,7 @@ from ree.device.plan import DevicePlan
 from ree.device.step import STATUS, Epilogue, Step
 from ree.device.weights import DeviceWeights
 from ree.element import cuda as printer
+from ree.element import functions
 from ree.element.llvm import Layout as KernelLayout
 from ree.element.program import Program, const_value
 from ree.plan.fuse import Kernel
@@ -38,7 +39,8 @@ class DevicePlanner(Planning[Step]):
 
     def run(self) -> DevicePlan:
         """The plan, not yet compiled."""
-        self.emit()
+        with functions.narrow_first(self.device.slow_doubles):
+            self.emit()
         return DevicePlan(self.graph, self.steps, self.results, self.weights)
 
     def scheduled(self, value: int, epilogue: Epilogue | None) -> list[Step]:

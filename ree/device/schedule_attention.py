@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from ree.device.step import Args, Epilogue, Step
 from ree.element.cuda_hook import HEADER, print_function
 from ree.element.llvm import Layout as KernelLayout
 from ree.element.program import Program
+from ree.errors import DeviceError
 from ree.ops.attention import exp_program, score_program
 from ree.plan.fuse import Kernel
 from ree.plan.layout import Layout, contiguous
@@ -23,44 +23,48 @@ if TYPE_CHECKING:
 
 CHUNK = 256
 _FLOAT_BYTES = 4
-_COMPONENTS_MAX = 256  # of keys, of values
-_KEYS_MAX = 1 << 30
-_ROWS_MAX = 1 << 30
-_SCRATCH_BYTES_MAX = 1 << 30  # of one operator
+_COMPONENTS_MAX = 256  # of a key in a tile: one chunk
+_EXTENT_MAX = 1 << 30
+_SCRATCH_PART = 16  # of the device's memory, the most that one operator takes as scratch memory
 
 # the tiles' kernel, ree_kernels/cuda/attention.cu
 _TILE_THREADS = 128
-_TILE_STEP = 32
-_TILE_REGISTERS = 128  # of a thread: what its blocks on a multiprocessor are counted by
 _TILED_ROWS_MIN = 32  # over a cache: of a sequence in a stretch
+_STRETCH_TOKENS_MIN = 4
 
 # the kernels that split keys, ree_kernels/cuda/attention_split.cu
 _UNIT_ROWS_MAX = 16
 _SPLIT_ROWS_MAX = 64  # over tensors, if there are too few tiles
-_SPAN_THREADS, _CHUNK_THREADS = 128, 256
-_COLUMNS_MAX = 64
+_CHUNK_THREADS = 256
+_COPY_BYTES_MAX = 64 << 10  # of a block
 _BLOCKS_PER_MULTIPROCESSOR = 16  # of a grid that is cut for the whole context
 
 
 def attention(p: DevicePlanner, value: int, epilogue: Epilogue | None) -> list[Step] | None:
-    """The launches of an attention; None if it has no kernel: too long rows, or nothing to attend to."""
+    """The launches of an attention; None if there is no kernel for its sizes (DeviceError in a streamed plan)."""
     node = p.node(value)
     batch, heads, tokens, d_v = p.layouts[value].shape
     _, k_heads, keys, d = p.layouts[node.inputs[1]].shape
-    sizes = (d, d_v, keys)
-    if epilogue is not None or min(sizes) == 0 or max(d, d_v) > _COMPONENTS_MAX or keys > _KEYS_MAX:
-        return None
-    if max(batch * heads * tokens, tokens * (heads // k_heads)) > _ROWS_MAX:
-        return None
+    rows = batch * heads * tokens
+    fits = epilogue is None and min(d, d_v, keys) > 0 and max(rows, keys) <= _EXTENT_MAX
+    fits = fits and _Split.of(p, d, d_v, _UNIT_ROWS_MAX) is not None
     if p.stream is not None:
+        if not fits:
+            raise DeviceError(f"attention with heads of {d} components is not supported on a GPU")
         return _cached(p, value, p.stream)
+    if not fits:
+        return None
     source = _Source(p, value, d, d_v, batch, k_heads, heads // k_heads, tokens, keys)
     tile = _Tile.of(source)
-    rows = tokens * source.group
-    few = rows <= _UNIT_ROWS_MAX or (
-        rows <= _SPLIT_ROWS_MAX and batch * k_heads * tile.count(source) < p.device.multiprocessors
-    )
-    return [*source.copies, *(_split_steps(source, None) if few else [_tile_step(source, tile)])]
+    if tile is None or _is_split(source, tile):
+        return [*source.copies, *_split_steps(source, None)]
+    return [*source.copies, _tile_step(source, tile)]
+
+
+def _is_split(source: _Source, tile: _Tile) -> bool:
+    """Whether there are so few rows that parts of their keys go to different blocks."""
+    rows, tiles = source.tokens * source.group, source.items * source.k_heads * tile.count(source)
+    return rows <= _UNIT_ROWS_MAX or (rows <= _SPLIT_ROWS_MAX and tiles < source.p.device.multiprocessors)
 
 
 # -- operands ---------------------------------------------------------------------------------
@@ -92,6 +96,7 @@ class _Source:
                 self.copies.append(copy)
             self.place(name, slot, layout)
         self.place("out", self.p.pointer(self.value), self.p.layouts[self.value])
+        self.is_plain = self.node.attrs["mask"] == "none" and not self.node.attrs.get("softcap")
         self.causal, self.window = bool(self.node.attrs["causal"]), int(self.node.attrs.get("window", 0))
 
     def place(self, name: str, slot: Slot, layout: Layout) -> None:
@@ -147,25 +152,49 @@ class _Tile:
     kept: bool = True
 
     @staticmethod
-    def of(source: _Source) -> _Tile:
-        return _Tile(source.d, source.d_v, 2 if source.d_v <= 128 else 4)
+    def of(source: _Source) -> _Tile | None:
+        """The form for these operands; None if the device has not the shared memory."""
+        forms = [_Tile(source.d, source.d_v, warps_n) for warps_n in (2, 4) if source.d_v <= 64 * warps_n]
+        fitting = [form for form in forms if source.d <= _COMPONENTS_MAX and form.fits(source)]
+        return fitting[0] if fitting else None
+
+    def fits(self, source: _Source) -> bool:
+        return self.shared_bytes <= source.p.device.shared_bytes_max
 
     @property
     def rows(self) -> int:
         return 128 // self.warps_n
 
     @property
+    def step(self) -> int:
+        """Keys between barriers; fewer leave shared memory for a second block."""
+        return 32 if self.kept else 16
+
+    @property
+    def value_fours(self) -> int:
+        return -(-self.d_v // (32 * self.warps_n))
+
+    @property
     def shared_bytes(self) -> int:
         """As in attention.cu."""
-        keys, columns = 64 * self.warps_n, 32 * self.warps_n * -(-self.d_v // (32 * self.warps_n))
-        scores = self.rows * _padded(self.d) + 2 * keys * 32
-        weights = 2 * self.rows * (_TILE_STEP + 4) if self.kept else self.rows * (keys + 4)
-        values = weights + 2 * _TILE_STEP * columns + self.rows * columns
-        return _FLOAT_BYTES * (max(scores, values) if self.kept else scores + values)
+        keys, columns = 64 * self.warps_n, 32 * self.warps_n * self.value_fours
+        scores = self.rows * _padded(self.d) + 2 * keys * 32 + 8 * _TILE_THREADS
+        weights = 2 * self.rows * (self.step + 4) if self.kept else self.rows * (keys + 4)
+        values = weights + 2 * self.step * columns + self.rows * columns
+        facts_bytes = _round_up(104 + 40 * self.rows + 64 // self.warps_n, 16)
+        return facts_bytes + _FLOAT_BYTES * (max(scores, values) if self.kept else scores + values)
+
+    def blocks(self, source: _Source) -> int:
+        """Of a multiprocessor: as many as its shared memory and the registers of what they compute allow."""
+        by_memory = (source.p.device.shared_bytes_max + 1024) // (self.shared_bytes + 1024)
+        by_registers = 2 if not self.kept else 4 if self.value_fours == 1 and source.is_plain else 3
+        return max(1, min(by_memory, by_registers))
 
     def stretch(self, source: _Source) -> tuple[int, int]:
         """Tokens that are cut into tiles together, and how many tiles these may be."""
         tokens = max(1, self.rows // source.group)
+        if source.group > self.rows:
+            tokens = _STRETCH_TOKENS_MIN
         return tokens, -(-tokens * source.group // self.rows)
 
     def count(self, source: _Source) -> int:
@@ -173,23 +202,32 @@ class _Tile:
         tokens, tiles = self.stretch(source)
         return -(-source.tokens // tokens) * tiles
 
+    def defines(self, source: _Source) -> dict[str, int]:
+        found = {"REE_HEAD": self.d, "REE_VALUE": self.d_v, "REE_WARPS_N": self.warps_n, "REE_STEP": self.step}
+        return found | {
+            "REE_KEPT": int(self.kept), "REE_BLOCKS": self.blocks(source), "REE_SHARED_BYTES": self.shared_bytes
+        }  # fmt: skip
+
 
 def _padded(components: int) -> int:
     return (-(-components // 4) | 1) * 4
+
+
+def _round_up(n: int, unit: int) -> int:
+    return -(-n // unit) * unit
 
 
 def _tile_step(source: _Source, tile: _Tile) -> Step:
     device = source.p.device
     tiles = source.items * source.k_heads * tile.count(source)
     score_row = _round_up(source.keys, CHUNK)
-
-    def blocks(tile: _Tile) -> int:
-        together = max(1, min(device.shared_bytes_max // tile.shared_bytes, 65536 // (_TILE_REGISTERS * _TILE_THREADS)))
-        return min(tiles, together * device.multiprocessors)
-
-    if _FLOAT_BYTES * blocks(tile) * tile.rows * score_row > _SCRATCH_BYTES_MAX:
-        tile = _Tile(tile.d, tile.d_v, tile.warps_n, kept=False)
-    grid = blocks(tile)
+    block_bytes = _FLOAT_BYTES * tile.rows * score_row
+    scratch_blocks = max(1, device.memory_bytes // _SCRATCH_PART // block_bytes)
+    grid = min(tiles, tile.blocks(source) * device.multiprocessors)
+    if grid > scratch_blocks:
+        again = _Tile(tile.d, tile.d_v, tile.warps_n, kept=False)
+        tile = again if again.fits(source) else tile
+        grid = min(tiles, tile.blocks(source) * device.multiprocessors, tiles if again is tile else scratch_blocks)
     args = source.args("attention.cu", "ree_attention_args")
     stretch, per_stretch = tile.stretch(source)
     args.set(stretch=stretch, tiles=per_stretch, rows_min=_TILED_ROWS_MIN)
@@ -197,13 +235,7 @@ def _tile_step(source: _Source, tile: _Tile) -> Step:
     if tile.kept:
         args.point(scores=source.temporary(grid, tile.rows, score_row))
     args.point(sums=source.temporary(grid, tile.rows, score_row // CHUNK))
-    defines = {"REE_HEAD": tile.d, "REE_VALUE": tile.d_v, "REE_WARPS_N": tile.warps_n, "REE_STEP": _TILE_STEP}
-    defines |= {"REE_KEPT": int(tile.kept), "REE_SHARED_BYTES": tile.shared_bytes}
-    return args.step("attention", "ree_attention", (grid, 1, 1), _TILE_THREADS, tile.shared_bytes, defines)
-
-
-def _round_up(n: int, unit: int) -> int:
-    return -(-n // unit) * unit
+    return args.step("attention", "ree_attention", (grid, 1, 1), _TILE_THREADS, tile.shared_bytes, tile.defines(source))
 
 
 # -- parts of the keys ----------------------------------------------------------------------------
@@ -211,21 +243,26 @@ def _round_up(n: int, unit: int) -> int:
 
 @dataclass(frozen=True)
 class _Split:
-    """A form of the kernels that split keys. rows: of a unit; span: keys of a block of scores."""
+    """A form of the kernels that split keys. rows: of a unit; span: keys of a block of scores; columns: of values."""
 
     d: int
     d_v: int
     rows: int
+    span: int
+    columns: int
 
-    @property
-    def span(self) -> int:
-        return _SPAN_THREADS if self.d <= 128 else _SPAN_THREADS // 2
+    @staticmethod
+    def of(p: DevicePlanner, d: int, d_v: int, rows: int) -> _Split | None:
+        """The form for these operands; None if the device has not the shared memory.
 
-    @property
-    def columns(self) -> int:
-        """Of a block of values: about the same in each."""
-        blocks = -(-self.d_v // _COLUMNS_MAX)
-        return _round_up(-(-self.d_v // blocks), 4)
+        A block copies 64 KiB at most: with two or three of them a multiprocessor has enough of the memory's bandwidth
+        in flight.
+        """
+        most = min(_COPY_BYTES_MAX, p.device.shared_bytes_max // 2)
+        spans = [n for n in (128, 64, 32) if _FLOAT_BYTES * n * d <= most]
+        blocks = -(-d_v * CHUNK * _FLOAT_BYTES // most)
+        form = _Split(d, d_v, rows, max(spans, default=32), _round_up(-(-d_v // blocks), 4))
+        return form if max(form.span_bytes, form.chunk_bytes) <= p.device.shared_bytes_max else None
 
     @property
     def column_blocks(self) -> int:
@@ -241,18 +278,18 @@ class _Split:
 
 
 def _split_steps(source: _Source, tile: _Tile | None) -> list[Step]:
-    """The launches for rows that `tile`'s kernel leaves out (None: for all)."""
+    """The launches for rows that the kernel of `tile` leaves out (None: for all), few enough for scratch memory."""
+    p, keys = source.p, _round_up(source.keys, CHUNK)
     rows = min(_UNIT_ROWS_MAX, 1 << (source.tokens * source.group - 1).bit_length())
-    split = _Split(source.d, source.d_v, rows)
+    split = _Split.of(p, source.d, source.d_v, rows)
+    assert split is not None
     stretch = tile.stretch(source)[0] if tile else 0
-    keys = _round_up(source.keys, CHUNK)
-    token_bytes = _FLOAT_BYTES * source.items * source.k_heads * source.group * keys
-    wave = max(1, _SCRATCH_BYTES_MAX // 4 // token_bytes)
-    wave = source.tokens if wave >= source.tokens else _round_up(wave, stretch or rows)
-    steps: list[Step] = []
-    for first in range(0, source.tokens, wave):
-        steps += _split_wave(source, split, stretch, first, min(wave, source.tokens))
-    return steps
+    token_bytes = source.items * source.k_heads * source.group * (keys + keys // CHUNK * source.d_v) * _FLOAT_BYTES
+    wave = max(1, p.device.memory_bytes // _SCRATCH_PART // token_bytes)
+    wave = min(source.tokens, _round_up(wave, stretch or max(1, rows // source.group)))
+    return [
+        step for first in range(0, source.tokens, wave) for step in _split_wave(source, split, stretch, first, wave)
+    ]
 
 
 def _split_wave(source: _Source, split: _Split, stretch: int, first: int, wave: int) -> list[Step]:
@@ -269,6 +306,7 @@ def _split_wave(source: _Source, split: _Split, stretch: int, first: int, wave: 
     }
     defines = {"REE_HEAD": split.d, "REE_VALUE": split.d_v, "REE_ROWS": split.rows, "REE_SPAN": split.span}
     defines |= {"REE_COLUMNS": split.columns, "REE_SPAN_BYTES": split.span_bytes, "REE_CHUNK_BYTES": split.chunk_bytes}
+    defines["REE_BLOCKS"] = 3 if split.rows <= 8 else 2
     blocks = _BLOCKS_PER_MULTIPROCESSOR * source.p.device.multiprocessors
 
     def launch(kernel: str, parts: int, cuts: int, threads: int, shared_bytes: int) -> Step:
@@ -303,9 +341,9 @@ def _cached(p: DevicePlanner, value: int, stream: Stream) -> list[Step]:
     source.pointers |= {"position": p.pointer(stream.positions), "slot": Slot(Buffer("state", SLOTS, 0))}
     source.place("k", keys, contiguous((1, k_heads, stream.context, d)))
     source.place("v", values, contiguous((1, k_heads, stream.context, d_v)))
-    tile = _Tile.of(source)
-    tiled = [] if tokens * source.group < _TILED_ROWS_MIN or tokens == 1 else [_tile_step(source, tile)]
-    return [*source.copies, append, *tiled, *_split_steps(source, tile if tiled else None)]
+    tile = None if tokens == 1 or tokens * source.group < _TILED_ROWS_MIN else _Tile.of(source)
+    tiled = [] if tile is None else [_tile_step(source, tile)]
+    return [*source.copies, append, *tiled, *_split_steps(source, tile)]
 
 
 def _append_step(source: _Source, keys: Slot, values: Slot, positions: Slot) -> Step:
@@ -316,6 +354,3 @@ def _append_step(source: _Source, keys: Slot, values: Slot, positions: Slot) -> 
     args.set(**{name: source.values[name] for name in names})
     args.set(tokens=source.tokens, k_heads=source.k_heads, d=source.d, d_v=source.d_v, context=source.keys)
     return args.step("cache", "ree_cached_append", (source.tokens, source.k_heads, 1), 256)
-
-
-__all__: Sequence[str] = ("attention",)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ree.device.dot_tiles import CHUNK, TILES, Tile, cost, fitting
 from ree.device.step import Args, Epilogue, Step
-from ree.device.tiles import CHUNK, TILES, Tile, cost, fitting
 from ree.plan.layout import Layout
 from ree.plan.step import Buffer, Slot
 from ree.plan.weights import strided
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from ree.device.planner import DevicePlanner
 
 _ROW_BYTES = 32  # what a block keeps of each of its rows
-_BLOCK = 256
+_SUMS_BLOCK = 256
+_DIRECT_BLOCK = 128
 _TILED_OUTPUTS_MIN = 8  # of a group: with fewer, most of a tile would be padding
 _PIXELS = 4  # REE_CONV_PIXELS
 _TABLE_UNIT = 64  # k's to which a table is filled up: whole slices
@@ -129,7 +130,7 @@ def choose(device: Device, way: _Way) -> tuple[Tile, bool]:
     sums_bytes = 8 * chunks * way.sizes.rows * way.sizes.outputs
     adding = _FMAS_PER_CLOCK * (_LAUNCH_CLOCKS + sums_bytes / (_SUMS_BYTES_PER_CLOCK * device.multiprocessors))
     found: dict[tuple[Tile, bool], float] = {}
-    for tile in fitting(device, TILES, TILES[0].rows * 2 * _ROW_BYTES):
+    for tile in fitting(device, TILES, _ROW_BYTES):
         blocks = -(-way.rows // tile.rows) * -(-way.outs // tile.columns) * way.sizes.groups
         more = _ROW_BYTES * tile.rows
         found[tile, False] = cost(device, tile, blocks, way.sizes.depth, tile.shared(chunks > 1)[1] + more)
@@ -170,8 +171,8 @@ def _sums(p: DevicePlanner, value: int, sums: Slot, chunks: int, sizes: Conv, ep
     if epilogue is None:
         args.point(out=p.pointer(value))
         args.set(out_row=sizes.outputs)
-    grid = (-(-sizes.rows * sizes.outputs // _BLOCK), 1, 1)
-    return args.step(p.node(value).op, "ree_chunk_sums", grid, _BLOCK)
+    grid = (-(-sizes.rows * sizes.outputs // _SUMS_BLOCK), 1, 1)
+    return args.step(p.node(value).op, "ree_chunk_sums", grid, _SUMS_BLOCK)
 
 
 # -- a thread for each output -------------------------------------------------------------------
@@ -187,8 +188,8 @@ def _direct(p: DevicePlanner, value: int, w: int, x: Slot, way: _Way, epilogue: 
         args.point(out=p.pointer(value))
         args.set(out_row=sizes.outputs)
     threads = -(-way.rows // _PIXELS) * (sizes.outputs // (4 if way.fours else 1))
-    grid = (-(-threads // _BLOCK), 1, 1)
-    return [args.step(p.node(value).op, "ree_conv_direct", grid, _BLOCK, 0, way.defines)]
+    grid = (-(-threads // _DIRECT_BLOCK), 1, 1)
+    return [args.step(p.node(value).op, "ree_conv_direct", grid, _DIRECT_BLOCK, 0, way.defines)]
 
 
 # -- operands -----------------------------------------------------------------------------------

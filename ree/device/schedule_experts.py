@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ree.device.dot_tiles import CHUNK, Tile, cost, fitting
 from ree.device.step import GRID_Y_MAX, STATUS, Args, Epilogue, Step
-from ree.device.tiles import CHUNK, Tile, cost, fitting
 from ree.element import scalar
 from ree.plan.layout import Layout
 from ree.plan.step import Buffer, Slot
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from ree.device.planner import DevicePlanner
 
 TILES = (
-    Tile(8, 16, 2, 2, 16, 2, 255, 0.85),  # 128 x 128
-    Tile(8, 8, 2, 2, 16, 2, 168, 0.75),  # 128 x 64
-    Tile(4, 8, 2, 2, 16, 3, 128, 0.6),  # 64 x 64
-    Tile(2, 8, 2, 2, 16, 4, 80, 0.4),  # 32 x 64
-    Tile(1, 8, 2, 2, 16, 4, 64, 0.25),  # 16 x 64
+    Tile(8, 16, 2, 2, 16, 2, 2, 0.85),  # 128 x 128
+    Tile(8, 8, 2, 2, 16, 2, 3, 0.75),  # 128 x 64
+    Tile(4, 8, 2, 2, 16, 3, 4, 0.6),  # 64 x 64
+    Tile(2, 8, 2, 2, 16, 4, 6, 0.4),  # 32 x 64
+    Tile(1, 8, 2, 2, 16, 4, 7, 0.25),  # 16 x 64
 )
 _EXPERTS_MAX = 1024  # threads of the block that groups rows
 _EACH_ROWS_MAX = 1.0  # of an expert on average: with more, reading its matrix once for several rows pays
 _FEW_ROWS = 4
 _WARPS_MAX = 8
-_ROWS_BYTES = 4096  # what a tile keeps of its rows, at most
+_ROW_BYTES = 4  # what a block keeps of each of its rows
 _INT_MAX = 1 << 31
 
 
@@ -87,7 +87,7 @@ def choose(device: Device, rows: int, n: int, k: int, experts: int, w_bytes: int
         return Few(columns)
     each = -(-rows // experts)
     found: dict[Tile, float] = {}
-    for tile in fitting(device, TILES, _ROWS_BYTES, w_bytes):
+    for tile in fitting(device, TILES, _ROW_BYTES, w_bytes):
         blocks = experts * -(-each // tile.rows) * -(-n // tile.columns)
         found[tile] = cost(device, tile, blocks, k, tile.shared(k > CHUNK, w_bytes)[1])
     return min(found, key=lambda tile: found[tile])

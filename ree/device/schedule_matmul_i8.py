@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from ree.device.planner import DevicePlanner
 
 SLICE = 64  # k's that are multiplied together; packed B is filled up to whole slices
-_COLUMNS = 8  # of a tile of packed B
+_COLUMNS = 16  # of a tile of packed B
+_ROWS = 8  # of A that are multiplied with it
 _PIECE = 16  # bytes that are copied together
 _BLOCK = 256
 _FEW_ROWS = 32
 _FEW_THREADS = 256
 _FEW_BLOCKS = 1.5  # of a multiprocessor at least, if columns can be cut so
-_FEW_LOADS = 8  # of 16 bytes, of a thread, at once
+_FEW_SUMS_MAX = 8  # tiles of 8 x 16 whose sums by all warps are in shared memory
+_FEW_LOADS = 12  # of 16 bytes, of a thread, that are in flight together
 _SUMS_BYTES_MAX = 1 << 28
 _START_K = 512  # what a block's start and end take, as so many more k's
 _SUM_SLICES = 8  # adding parts of k pays if each has so many slices
@@ -30,10 +32,10 @@ _RESERVED_BYTES = 1024  # of shared memory, for each block
 
 
 class Tile(NamedTuple):
-    """What a block computes: m x n tiles of 16 x 8 of a warp, warps along rows and columns.
+    """What a block computes: m x n tiles of 8 x 16 of a warp, warps along rows and columns.
 
-    stages: slices in shared memory; blocks: for which a multiprocessor has registers; speed: a guess, of its tensor
-    cores' own.
+    stages: slices in shared memory; blocks: for which a multiprocessor is to have registers; speed: a guess, of its
+    tensor cores' own.
     """
 
     m: int
@@ -46,11 +48,11 @@ class Tile(NamedTuple):
 
     @property
     def rows(self) -> int:
-        return 16 * self.m * self.warps_m
+        return _ROWS * self.m * self.warps_m
 
     @property
     def columns(self) -> int:
-        return 8 * self.n * self.warps_n
+        return _COLUMNS * self.n * self.warps_n
 
     @property
     def threads(self) -> int:
@@ -62,28 +64,28 @@ class Tile(NamedTuple):
 
     @property
     def defines(self) -> dict[str, int]:
-        names = ("REE_I8_TILES_M", "REE_I8_TILES_N", "REE_I8_WARPS_M", "REE_I8_WARPS_N", "REE_I8_STAGES")
-        return dict(zip(names, self[:5], strict=True))
+        names = ("TILES_M", "TILES_N", "WARPS_M", "WARPS_N", "STAGES", "BLOCKS")
+        return {f"REE_I8_{name}": value for name, value in zip(names, self[:6], strict=True)}
 
 
 TILES = (
-    Tile(4, 8, 2, 4, 4, 1, 0.5),  # 128 x 256
-    Tile(4, 4, 2, 4, 4, 2, 0.45),  # 128 x 128
-    Tile(2, 4, 2, 2, 4, 4, 0.3),  # 64 x 64
-    Tile(2, 4, 1, 4, 4, 4, 0.3),  # 32 x 128
+    Tile(8, 4, 2, 4, 4, 1, 0.5),  # 128 x 256
+    Tile(8, 4, 2, 2, 4, 2, 0.45),  # 128 x 128
+    Tile(4, 2, 2, 2, 4, 4, 0.3),  # 64 x 64
+    Tile(4, 2, 1, 4, 4, 4, 0.3),  # 32 x 128
 )
 
 
 class Few(NamedTuple):
-    """For up to 32 rows: tiles of 16 rows, tiles of 8 columns of a block."""
+    """For up to 32 rows: tiles of 8 rows, tiles of 16 columns of a block."""
 
     m: int
     n: int
 
     @property
     def defines(self) -> dict[str, int]:
-        loads = max(self.n, _FEW_LOADS // self.m)
-        return {"REE_I8_FEW_M": self.m, "REE_I8_FEW_N": self.n, "REE_I8_FEW_LOADS": loads}
+        slices = max(1, _FEW_LOADS // (2 * self.n + self.m))
+        return {"REE_I8_FEW_M": self.m, "REE_I8_FEW_N": self.n, "REE_I8_FEW_SLICES": slices}
 
 
 def matmul_i8(p: DevicePlanner, value: int) -> list[Step]:
@@ -114,8 +116,9 @@ def choose(device: Device, m: int, n: int, k: int) -> Few | tuple[Tile, int]:
     """The kernel for a product: few rows, or a tile and the parts that k is cut into for different blocks."""
     if m <= _FEW_ROWS:
         wanted = _FEW_BLOCKS * device.multiprocessors
-        columns = next((c for c in (4, 2) if n / (_COLUMNS * c) >= wanted), 1)
-        return Few(-(-max(m, 1) // 16), columns)
+        tiles = -(-m // _ROWS)
+        fitting = (c for c in (4, 2) if tiles * c <= _FEW_SUMS_MAX and n / (_COLUMNS * c) >= wanted)
+        return Few(tiles, next(fitting, 1))
     slices = max(1, -(-k // SLICE))
     found: dict[tuple[Tile, int], float] = {}
     for tile in TILES:
@@ -169,9 +172,11 @@ def _packed(p: DevicePlanner, b: int) -> Slot:
 
 
 def pack(matrix: np.ndarray) -> np.ndarray:
-    """int8 [n / 8, k / 64, 8, 64] of a matrix [k, n], filled up with zeros."""
+    """A matrix [k, n], filled up with zeros, in the order that matmul_i8.cu describes: int8 [n / 16, k / 64, 1024]."""
     k, n = matrix.shape
     tiles, slices = -(-n // _COLUMNS), -(-k // SLICE)
-    packed = np.zeros((tiles, _COLUMNS, slices, SLICE), np.int8)
-    packed.reshape(tiles * _COLUMNS, slices * SLICE)[:n, :k] = matrix.T
-    return np.ascontiguousarray(packed.transpose(0, 2, 1, 3))
+    whole = np.zeros((tiles * _COLUMNS, slices * SLICE), np.int8)
+    whole[:n, :k] = matrix.T
+    # tile, half of its columns, g; slice, t, mma, half of its k's, k
+    parts = whole.reshape(tiles, 2, 8, slices, 4, 2, 2, 4)
+    return np.ascontiguousarray(parts.transpose(0, 3, 5, 2, 4, 6, 1, 7)).reshape(tiles, slices, _COLUMNS * SLICE)

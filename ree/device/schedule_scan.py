@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 _FILE = "scan.cu"
 _KINDS = {"cumsum": "sum", "cumprod": "product", "cummax_index": "best", "cummin_index": "best"}
-_WALK_WARPS, _ROW_BITS_MAX = 4, 5  # of a block; of the rows of a warp
+_WALK_WARPS, _ROW_BITS_MAX = 4, 5  # warps of a block; 2^5 rows of a warp
 _WARPS_WANTED = 8  # walking, for a multiprocessor: with fewer rows a warp brings longer pieces of them
 _WALKED_MAX = 64  # shorter rows are always walked
-_SCAN_THREADS = 512  # as in the file
+_SCAN_THREADS = 512
+_DEFINES = {"REE_WALK_WARPS": _WALK_WARPS, "REE_SCAN_THREADS": _SCAN_THREADS}
 _SEGMENT_MIN = 8 * _SCAN_THREADS
 _SEGMENTS_WANTED, _SEGMENTS_MAX = 4, 1024  # for a multiprocessor, of a row
 _INDEX_MAX, _BLOCKS_MAX = 1 << 32, 1 << 31
@@ -43,7 +44,7 @@ def scan(p: DevicePlanner, value: int, epilogue: Epilogue | None) -> list[Step] 
         bits = min(_ROW_BITS_MAX, (-(-rows.count // enough) - 1).bit_length())
         args.set(row_bits=bits)
         grid = (-(-rows.count // (_WALK_WARPS << bits)), 1, 1)
-        return [*steps, args.step(node.op, f"ree_walk_{name}", grid, 32 * _WALK_WARPS)]
+        return [*steps, args.step(node.op, f"ree_walk_{name}", grid, 32 * _WALK_WARPS, 0, _DEFINES)]
     return [*steps, *_segments(p, node.op, name, rows, args)]
 
 
@@ -56,7 +57,9 @@ def _segments(p: DevicePlanner, op: str, name: str, rows: Rows, args: Args) -> l
     args.set(segments=segments, segment=segment)
     grid = (rows.count * segments, 1, 1)
     if segments == 1:
-        return [args.step(op, f"ree_scan_{name}", grid, _SCAN_THREADS)]
-    state_bytes = {"best_32": 8, "best_64": 16}.get(name, int(name[-2:]) // 8)
-    args.point(totals=Slot(p.temporary(rows.count * segments * state_bytes)))
-    return [args.step(op, f"ree_{pass_}_{name}", grid, _SCAN_THREADS) for pass_ in ("totals", "scan")]
+        passes = ["scan"]
+    else:
+        passes = ["totals", "scan"]
+        state_bytes = {"best_32": 8, "best_64": 16}.get(name, int(name[-2:]) // 8)
+        args.point(totals=Slot(p.temporary(rows.count * segments * state_bytes)))
+    return [args.step(op, f"ree_{pass_}_{name}", grid, _SCAN_THREADS, 0, _DEFINES) for pass_ in passes]

@@ -19,7 +19,7 @@ _AXES_MAX = 8
 _BLOCK = 256
 _WALKED_MIN = 512  # slices for a multiprocessor, from which on each is one thread's
 _SEARCHED_MAX = 128  # writes in a slice among which a thread looks for its target's others
-_SLICES_MAX = 1 << 31
+_THREADS_MAX = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def scatter(p: DevicePlanner, value: int, epilogue: Epilogue | None) -> list[Ste
         ]
     )
     slices = math.prod(a.extent for a in axes)
-    if len(axes) > _AXES_MAX or slices >= _SLICES_MAX:
+    if len(axes) > _AXES_MAX or slices >= _THREADS_MAX:
         return None
     copy = p.jit_step(p.fuser.copy(x, out, tuple(range(len(out.shape)))), x, p.pointer(value))
     if slices * written.extent == 0:
@@ -67,11 +67,11 @@ def scatter(p: DevicePlanner, value: int, epilogue: Epilogue | None) -> list[Ste
     args.set(shape=[a.extent for a in axes], out_stride=[a.out for a in axes])
     args.set(index_stride=[a.index for a in axes], src_stride=[a.src for a in axes])
     args.set(out_step=written.out, index_step=written.index, src_step=written.src)
-    args.set(reduce=_REDUCES.index(node.attrs["reduce"]))
     form, steps = _form(p, args, value, axis, slices, written.extent)
+    defines = {"REE_SCATTER_REDUCE": _REDUCES.index(node.attrs["reduce"])}
     threads = slices * (1 if form == "walk" else written.extent)
     kernel = f"ree_scatter_{form}_{p.graph.type_of(value).dtype.value}"
-    return [copy, *steps, args.step(node.op, kernel, (-(-threads // _BLOCK), 1, 1), _BLOCK)]
+    return [copy, *steps, args.step(node.op, kernel, (-(-threads // _BLOCK), 1, 1), _BLOCK, 0, defines)]
 
 
 def _merged(axes: list[_Axis]) -> list[_Axis]:
@@ -88,7 +88,7 @@ def _merged(axes: list[_Axis]) -> list[_Axis]:
 
 def _form(p: DevicePlanner, args: Args, value: int, axis: int, slices: int, n: int) -> tuple[str, list[Step]]:
     """Which kernel, and the steps that sort the writes for it."""
-    if slices >= _WALKED_MIN * p.device.multiprocessors:
+    if slices >= _WALKED_MIN * p.device.multiprocessors or slices * n >= _THREADS_MAX:
         return "walk", []
     if n <= _SEARCHED_MAX:
         return "search", []

@@ -164,7 +164,7 @@ class Sorter:
 
     def _step(self, args: Args, kernel: str, grid: tuple[int, int, int], block: int, shared_bytes: int = 0) -> Step:
         width = "wide" if self.is_wide else "narrow"
-        return args.step("sort", f"{kernel}_{width}", grid, block, shared_bytes)
+        return args.step("sort", f"{kernel}_{width}", grid, block, shared_bytes, {"REE_SORT_MERGED": _MERGED})
 
 
 def sorted_targets(p: DevicePlanner, indices: Rows, extent: int) -> tuple[list[Step], Slot, int] | None:

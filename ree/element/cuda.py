@@ -84,7 +84,7 @@ class _Printer:
 
     # -- the three forms ------------------------------------------------------------------
     def kernel(self, form: str, name: str) -> Text:
-        short = size(self.program.body, self.program.results) <= _SHORT
+        short = size(self.program.body, self.program.results, _cost) <= _SHORT
         per_thread = 4 if form == "flat" and short and not any(i.region for i in self.program.body) else 1
         {"flat": self._flat, "rows": self._rows, "single": self._single}[form](per_thread)
         body = "\n".join(self.lines)
@@ -141,7 +141,7 @@ class _Printer:
         self._run([instr for instr in self.program.body if instr.results[0] not in varying], needed)
         self.shared = False
         columns = self._extent(self.program.rank - 1)
-        if size(column, self.program.results) <= _SHORT and not any(i.region for i in column):
+        if size(column, self.program.results, _cost) <= _SHORT and not any(i.region for i in column):
             self._line("#pragma unroll 4")
         self._open(f"for (i64 column = threadIdx.x; column < {columns}; column += blockDim.x)")
         self.index.append("column")
@@ -225,7 +225,7 @@ class _Printer:
 
     # -- instructions ------------------------------------------------------------------------
     def _run(self, body: Sequence[Instr], wanted: Collection[int]) -> None:
-        for part in split_arms(body, wanted):
+        for part in split_arms(body, wanted, _cost):
             if isinstance(part, Arm):
                 self._arm(part)
             elif part.region is not None:
@@ -351,7 +351,15 @@ class _Printer:
 
 def _ahead(region: Block) -> int:
     """How many evaluations of a region are under way together: as many as do not make the code long."""
-    return max(1, min(16, _AHEAD_INSTRUCTIONS // max(1, size(region.body, region.results))))
+    return max(1, min(16, _AHEAD_INSTRUCTIONS // max(1, size(region.body, region.results, _cost))))
+
+
+def _cost(select: Instr, arm: Sequence[Instr]) -> int:
+    """What a select's arm weighs: more where binary32 came first and binary64, slow on many devices, is the rest."""
+    if select.types[0] is not Type.F32:
+        return len(arm)
+    wide = [instr.op for instr in arm if instr.types[0] is Type.F64 and instr.op != "const"]
+    return len(arm) - len(wide) + sum(16 if op in ("div", "sqrt") else 4 for op in wide)  # those two are routines
 
 
 def literal(bits: int, type: Type) -> str:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from ree.element.program import Instr, Program, const_value
 from ree.types import Type
 
-_ARM_MIN = 32  # instructions of a select's arm from which a branch around it pays
+_ARM_MIN = 32  # cost of a select's arm from which a branch around it pays
 _PINNED = frozenset({"load", "load_if", "bound"})  # never moved into an arm: they touch memory
 _BY_LANES = ("sum", "max", "min", "isum", "any", "all")  # folds that can run in lanes over k
 Step = int | None  # how much an i64 grows with a variable; None: unknown
+Cost = Callable[[Instr, Sequence[Instr]], int]  # of the arm of a select
 
 
 def free_values(instr: Instr) -> tuple[set[int], set[int]]:
@@ -46,7 +47,12 @@ class Arm:
     body: tuple[Instr, ...]
 
 
-def split_arms(body: Sequence[Instr], wanted: Collection[int]) -> list[Instr | Arm]:
+def arm_length(_: Instr, arm: Sequence[Instr]) -> int:
+    """The plain cost of an arm."""
+    return len(arm)
+
+
+def split_arms(body: Sequence[Instr], wanted: Collection[int], cost: Cost = arm_length) -> list[Instr | Arm]:
     """The body in order, with every select whose last operand is costly replaced by an `Arm`.
 
     wanted: values that are used outside the body. No instruction with a region or an effect moves.
@@ -63,7 +69,7 @@ def split_arms(body: Sequence[Instr], wanted: Collection[int]) -> list[Instr | A
     for number in reversed(range(len(body))):
         if body[number].op == "select" and number not in taken and body[number].args[2] not in body[number].args[:2]:
             arm = _only_for(body, defined, uses, body[number])
-            if len(arm) >= _ARM_MIN:
+            if cost(body[number], [body[n] for n in arm]) >= _ARM_MIN:
                 moved[number] = arm
                 taken.update(arm)
     result: list[Instr | Arm] = []
@@ -91,12 +97,12 @@ def _only_for(body: Sequence[Instr], defined: dict[int, int], uses: dict[int, in
     return sorted(found)
 
 
-def size(body: Sequence[Instr], wanted: Collection[int]) -> int:
+def size(body: Sequence[Instr], wanted: Collection[int], cost: Cost = arm_length) -> int:
     """Number of instructions that always run, those of regions included."""
     total = 0
-    for part in split_arms(body, wanted):
+    for part in split_arms(body, wanted, cost):
         region = None if isinstance(part, Arm) else part.region
-        total += 1 + (size(region.body, region.results) if region else 0)
+        total += 1 + (size(region.body, region.results, cost) if region else 0)
     return total
 
 

@@ -1,21 +1,31 @@
 /* What the kernels of attention share: which keys a row sees, how operands are copied, and what a result is.
  *
  * Rows of the same head of keys lie side by side: row (token, member) for each of the `group` heads of queries that
- * share it. Over tensors an item of the batch is a sequence; over a cache `slot` says which one a token belongs to
- * (negative: padding), and `position` where it stands in it. Both are null over tensors.
+ * share it. Over tensors an item of the batch is a sequence; over a cache `slot` says which one a token
+ * belongs to (negative: padding), and `position` where it stands in it. Both are null over tensors.
  */
 #ifndef REE_ATTENTION_CUH
 #define REE_ATTENTION_CUH
 
-/* Constants of the text: REE_HEAD, components of a key; REE_VALUE, those of a value; two functions that are printed
+/* The text before has REE_HEAD, components of a key; REE_VALUE, those of a value; and two functions that are printed
  * from the definition: ree_score(e, item, head, token, key, dot) with ree_score_args, and ree_exp(x). */
 enum {
     HEAD = REE_HEAD,
     VALUE = REE_VALUE,
     HEAD_FOURS = (HEAD + 3) / 4,
-    /* floats from row to row where lanes read float4 of 8 rows: an odd number of 16 bytes, so that these are all banks */
+    /* floats from row to row where lanes read float4 of 8 rows: an odd number of float4, so that these are all banks */
     HEAD_ROW = (HEAD_FOURS | 1) * 4
 };
+
+/* A kernel's bounds: threads of a block, and blocks of an SM at a time, which say how many registers a thread has. */
+#ifdef REE_EMULATED
+#define REE_BOUNDS(threads, blocks) threads
+#else
+#define REE_BOUNDS(threads, blocks) threads, blocks
+#endif
+
+/* Not inlined: the registers of a pass are its own, and nothing is kept in them from one pass to the next. */
+#define REE_PASS static __device__ __noinline__
 
 #define REE_MINUS_INFINITY f32_of_bits(0xff800000u)
 
@@ -38,8 +48,8 @@ template <class Args> REE_INLINE attention_keys attention_keys_of(const Args &a,
     return {static_cast<int>(start), static_cast<int>(end)};
 }
 
-/* Over a cache: whether `count` tokens of a sequence that lie together in a stretch are computed in tiles (attention.cu),
- * or one by one over parts of their keys (attention_split.cu). */
+/* Over a cache: whether `count` tokens of a sequence that lie together in a stretch are computed in tiles
+ * (attention.cu) or over parts of their keys (attention_split.cu). */
 REE_INLINE bool attention_is_tiled(i64 slot, i64 count, i64 group, i64 rows_min)
 {
     return slot >= 0 && count > 1 && count * group >= rows_min;
@@ -61,6 +71,24 @@ REE_INLINE void attention_copy4(f32 *to, const f32 *from, int left, bool is_alig
 #pragma unroll
     for (int i = 0; i < 4; i++)
         ree_copy_async4(to + i, from + i, i < left);
+}
+
+/* Begin to copy four floats of each of `count` rows: the n-th, `apart` rows behind the one before, to to(n). `rows`, of
+ * which `left` floats each, are there from the first one on. stride: floats from one to the next. */
+template <int count, class To>
+REE_INLINE void attention_copy_rows(const f32 *from, i64 stride, int rows, int apart, int left, bool is_aligned, To to)
+{
+    if (is_aligned) {
+#pragma unroll
+        for (int n = 0; n < count; n++, from += stride)
+            ree_copy_async16(to(n), from, left > 0 && n * apart < rows);
+        return;
+    }
+#pragma unroll 1
+    for (int n = 0; n < count; n++, from += stride)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            ree_copy_async4(to(n) + i, from + i, i < left && n * apart < rows);
 }
 
 REE_INLINE float4 attention_load4(const f32 *from) { return *reinterpret_cast<const float4 *>(from); }

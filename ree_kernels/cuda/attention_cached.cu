@@ -16,7 +16,8 @@ REE_KERNEL(ree_cached_append, ree_cached_args, 256)
     if (slot < 0)
         return;
     const i64 place = (slot * a.k_heads + head) * a.context + a.position[token];
-    const f32 *const k = a.k + head * a.k_head + token * a.k_token, *const v = a.v + head * a.v_head + token * a.v_token;
+    const f32 *const k = a.k + head * a.k_head + token * a.k_token;
+    const f32 *const v = a.v + head * a.v_head + token * a.v_token;
     for (i64 d = threadIdx.x; d < a.d + a.d_v; d += blockDim.x) {
         if (d < a.d)
             a.keys[place * a.d + d] = k[d];

@@ -1,7 +1,7 @@
-/* Attention of few rows over many keys (decoding): the keys are cut up between blocks, and the cuts put together in order.
+/* Attention of few rows over many keys (decoding): blocks share the keys, and what they find is put together in order.
  *
  * A unit is up to REE_ROWS rows that share a head of keys: the heads of queries of one token, or of several tokens of a
- * sequence that follow one another, so that every key and value is read once for all of them. ree_split_scores gives the
+ * sequence that follow one another, so that keys and values are read once for all of them. ree_split_scores gives the
  * scores of spans of REE_SPAN keys and the largest of each; ree_split_values, of chunks of 256 keys, the chains of FMAs
  * over them and the sums of their weights. The block of a unit's columns that is done last adds the chunks in ascending
  * order and divides: a count of blocks, whose order does not matter, says which that is.
@@ -22,6 +22,9 @@
 #endif
 #ifndef REE_COLUMNS
 #define REE_COLUMNS 64 /* columns of a block of values, a multiple of 4 up to 64 */
+#endif
+#ifndef REE_BLOCKS
+#define REE_BLOCKS 2 /* of values, of an SM at a time */
 #endif
 
 enum {
@@ -74,9 +77,11 @@ REE_INLINE bool split_is_tiled(const ree_split_args &a, i64 token)
 {
     if (!a.slot || a.stretch == 0)
         return false;
-    const i64 first = token / a.stretch * a.stretch, end = attention_min(first + a.stretch, a.tokens);
-    const i64 slot = a.slot[token];
-    const i64 count = __syncthreads_count(threadIdx.x < end - first && a.slot[first + threadIdx.x] == slot);
+    const i64 first = token - static_cast<u32>(token) % static_cast<u32>(a.stretch);
+    const i64 end = attention_min(first + a.stretch, a.tokens), slot = a.slot[token];
+    int count = 0;
+    for (i64 n = first; n < end; n += blockDim.x)
+        count += __syncthreads_count(threadIdx.x < end - n && a.slot[n + threadIdx.x] == slot);
     return attention_is_tiled(slot, count, a.group, a.rows_min);
 }
 
@@ -130,7 +135,8 @@ REE_INLINE void place_rows(const ree_split_args &a, const split_unit &u, split_r
     const int row = static_cast<int>(threadIdx.x);
     if (row < ROWS) {
         const u32 group = static_cast<u32>(a.group), number = static_cast<u32>(u.first) + (row < u.rows ? row : 0);
-        const i64 token = u.token + number / group, head = u.head * a.group + number % group, batch = a.slot ? 0 : u.item;
+        const i64 token = u.token + number / group, head = u.head * a.group + number % group;
+        const i64 batch = a.slot ? 0 : u.item;
         const attention_keys keys = attention_keys_of(a, token);
         rows.q[row] = batch * a.q_item + head * a.q_head + token * a.q_token;
         rows.out[row] = batch * a.out_item + head * a.out_head + token * a.out_token;
@@ -300,7 +306,8 @@ REE_INLINE void fetch_chunk(const ree_split_args &a, const split_unit &u, f32 *t
 #pragma unroll 8
     for (int n = static_cast<int>(threadIdx.x); n < REE_CHUNK * COLUMNS / 4; n += CHUNK_THREADS) {
         const int key = n / (COLUMNS / 4), column = n % (COLUMNS / 4) * 4;
-        attention_copy4(to + n * 4, v + key * a.v_token + column, key < there ? VALUE - column0 - column : 0, is_aligned);
+        const int left = key < there ? VALUE - column0 - column : 0;
+        attention_copy4(to + n * 4, v + key * a.v_token + column, left, is_aligned);
     }
     ree_copy_commit();
 }
@@ -385,7 +392,8 @@ REE_INLINE void multiply_chunk(const ree_split_args &a, const split_unit &u, con
 REE_INLINE void mix_chunk(const ree_split_args &a, const split_unit &u, const split_rows &known, chunk_memory &memory,
                           i64 chunk, int column0, int columns, f32 *sums)
 {
-    const int column = static_cast<int>(threadIdx.x % GROUP_THREADS), group = static_cast<int>(threadIdx.x / GROUP_THREADS);
+    const int column = static_cast<int>(threadIdx.x) % GROUP_THREADS;
+    const int group = static_cast<int>(threadIdx.x) / GROUP_THREADS;
     f32 *const parts = a.parts + column0;
     fetch_chunk(a, u, memory.v, chunk * REE_CHUNK, column0);
     weigh_chunk(a, u, known, memory.weights, chunk, sums);
@@ -403,14 +411,15 @@ REE_INLINE void mix_chunk(const ree_split_args &a, const split_unit &u, const sp
 }
 
 /* Adds the chunks of the unit's rows in ascending order, and divides. */
-REE_INLINE void finish_rows(const ree_split_args &a, const split_unit &u, split_rows &rows, int column0, int columns,
-                            const volatile f32 *sums)
+REE_PASS void finish_rows(const ree_split_args &a, const split_unit &u, split_rows &rows, int column0, int columns,
+                          const volatile f32 *sums)
 {
     const int thread = static_cast<int>(threadIdx.x);
     const i64 first = u.start / REE_CHUNK, end = (u.end + REE_CHUNK - 1) / REE_CHUNK;
     if (thread < u.rows) {
         const volatile f32 *const of_chunks = sums + (u.row + thread) * a.chunks;
-        rows.sum[thread] = ree_sum<f32>(end, [&](i64 chunk) -> f32 { return chunk < first ? 0.0f : of_chunks[chunk]; });
+        rows.sum[thread] =
+            ree_sum<f32>(end, [&](i64 chunk) -> f32 { return chunk < first ? 0.0f : of_chunks[chunk]; });
     }
     __syncthreads();
     for (int n = thread; n < u.rows * columns; n += CHUNK_THREADS) {
@@ -425,14 +434,15 @@ REE_INLINE void finish_rows(const ree_split_args &a, const split_unit &u, split_
 }
 
 /* Padding: its results are 0. */
-REE_INLINE void clear_rows(const ree_split_args &a, const split_unit &u, const split_rows &rows, int column0, int columns)
+REE_INLINE void clear_rows(const ree_split_args &a, const split_unit &u, const split_rows &rows, int column0,
+                           int columns)
 {
     for (int n = static_cast<int>(threadIdx.x); n < u.rows * columns; n += CHUNK_THREADS)
         a.out[rows.out[n / columns] + column0 + n % columns] = 0.0f;
 }
 
 /* Grid: units and their blocks of columns, and chunks in turns. */
-REE_KERNEL(ree_split_values, ree_split_args, CHUNK_THREADS)
+REE_KERNEL(ree_split_values, ree_split_args, REE_BOUNDS(CHUNK_THREADS, REE_BLOCKS))
 {
     __shared__ split_rows rows;
     __shared__ u32 done;

@@ -1,17 +1,16 @@
-/* BLAKE3 (O'Connor, Aumasson, Neves, Wilcox-O'Hearn: "BLAKE3, one function, fast everywhere", section 2) of many inputs.
+/* BLAKE3 of many inputs (O'Connor, Aumasson, Neves, Wilcox-O'Hearn: "BLAKE3, one function, fast everywhere", 2).
  *
  * A thread hashes a chunk: its state and message are 32 registers, four mixing functions are independent of each
  * other, and the integer pipes are the bound, not memory. So the bytes may come the simple way: a warp copies 128 of
  * each of its 32 chunks to shared memory while it hashes the 128 before. A block joins the chunks of a group to one
- * chaining value (of a whole input: its root); what is then left of all inputs is joined by a second kernel. The tree is
- * left-full: joining neighbours level by level, an odd last one carried up, gives it.
+ * chaining value (of a whole input: its root); what is then left of all inputs is joined by a second kernel. The tree
+ * is left-full: joining neighbours level by level, an odd last one carried up, gives it.
  */
 #include "ree.cuh"
 
 #ifndef REE_BLAKE3_THREADS
-#define REE_BLAKE3_THREADS 128 /* chunks of a round */
+#define REE_BLAKE3_THREADS 128 /* of a block: chunks that it hashes at a time */
 #endif
-#define REE_BLAKE3_ROUNDS_MAX 4 /* of a block, one after another, before it joins their chunks */
 
 enum { CHUNK_BYTES = 1024, BLOCK_BYTES = 64, CV_WORDS = 8, CV_BYTES = 32 };
 enum { STAGE_BYTES = 128, STAGES = CHUNK_BYTES / STAGE_BYTES, PIECE_BYTES = 16, PIECES = STAGE_BYTES / PIECE_BYTES };

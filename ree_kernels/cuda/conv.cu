@@ -158,7 +158,7 @@ REE_INLINE conv_slices conv_slices_of(const ree_conv_args &a, i32 k, i32 end, i6
 REE_INLINE tile_slices conv_slices_of(const ree_conv_args &, i32 k, i32 end, i64) { return {k, end}; }
 #endif
 
-REE_KERNEL(ree_conv, ree_conv_args, TILE_THREADS)
+REE_KERNEL(ree_conv, ree_conv_args, TILE_BOUNDS)
 {
     char *const shared = ree_shared(), *const stages = shared + ROW_BYTES;
     f32 *const totals = reinterpret_cast<f32 *>(stages + a.totals_at);

@@ -100,7 +100,14 @@ REE_INLINE void conv_step(conv_chains &c, const conv_reach &reach, const conv_pi
     }
 }
 
-REE_KERNEL(ree_conv_direct, ree_conv_direct_args, 256)
+/* Three blocks of a multiprocessor are enough: registers are for loads that are in flight. */
+#ifdef REE_EMULATED
+#define BOUNDS 128
+#else
+#define BOUNDS 128, 3
+#endif
+
+REE_KERNEL(ree_conv_direct, ree_conv_direct_args, BOUNDS)
 {
     const i64 thread = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x, units = a.all_outputs / WIDTH;
     const i64 first_row = thread / units * PIXELS, output = thread % units * WIDTH;

@@ -19,6 +19,7 @@
 #define REE_WARPS_N 2  /* and along columns */
 #define REE_SLICE 16   /* k's that are copied together: a multiple of 4, a divisor of 256 */
 #define REE_STAGES 2   /* slices that shared memory holds */
+#define REE_TILE_BLOCKS 2 /* of a multiprocessor: registers are given out for so many */
 #endif
 #ifndef REE_STORED_TOGETHER
 #define REE_STORED_TOGETHER 4 /* fours of results whose epilogues' loads overlap */
@@ -43,6 +44,12 @@ enum {
     STAGE_BYTES = A_BYTES + REE_SLICE * TILE_COLUMNS * static_cast<int>(sizeof(tile_b)),
     TOTALS_ROW = TILE_COLUMNS + 8, /* floats: rows 32 bytes apart in the banks, as wide as two lanes read */
 };
+
+#ifdef REE_EMULATED
+#define TILE_BOUNDS TILE_THREADS
+#else
+#define TILE_BOUNDS TILE_THREADS, REE_TILE_BLOCKS
+#endif
 
 typedef f32 tile_chains[REE_TILE_M][REE_TILE_N];
 

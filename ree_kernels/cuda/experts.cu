@@ -55,7 +55,13 @@ REE_INLINE i32 experts_sum_before(i32 value, i32 *warps)
     return sum - value;
 }
 
-REE_KERNEL(ree_experts_group, ree_experts_group_args, GROUP_THREADS)
+#ifdef REE_EMULATED
+#define GROUP_BOUNDS GROUP_THREADS
+#else
+#define GROUP_BOUNDS GROUP_THREADS, 1
+#endif
+
+REE_KERNEL(ree_experts_group, ree_experts_group_args, GROUP_BOUNDS)
 {
     __shared__ i32 next[GROUP_THREADS]; /* of each expert: how many rows, then where the next one goes */
     __shared__ i32 warps[GROUP_WARPS];
@@ -128,14 +134,16 @@ struct experts_operands {
     }
 };
 
-REE_KERNEL(ree_experts, ree_experts_args, TILE_THREADS)
+REE_KERNEL(ree_experts, ree_experts_args, TILE_BOUNDS)
 {
     __shared__ i32 rows[TILE_ROWS];
     const experts_tile *const tiles = reinterpret_cast<const experts_tile *>(a.tiles);
-    const i64 number = blockIdx.x / a.column_tiles, column = blockIdx.x % a.column_tiles * TILE_COLUMNS;
-    if (number >= tiles[a.tiles_max].expert)
+    const i64 count = tiles[a.tiles_max].expert;
+    if (blockIdx.x >= count * a.column_tiles)
         return;
-    const experts_tile tile = tiles[number];
+    const tile_place place = tile_place_of(blockIdx.x, count, a.column_tiles); /* neighbours mostly share an expert */
+    const experts_tile tile = tiles[place.row / TILE_ROWS];
+    const i64 column = place.column;
     for (int r = static_cast<int>(threadIdx.x); r < TILE_ROWS; r += TILE_THREADS)
         rows[r] = a.order[tile.first + (r < tile.count ? r : tile.count - 1)];
     __syncthreads();

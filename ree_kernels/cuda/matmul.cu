@@ -41,6 +41,7 @@ enum {
     THREADS = GROUPS * GROUP_THREADS,
     WARPS_ALONG_N = BN / (LANE_COLS * TN),
     CHUNK_STEPS = REE_CHUNK / STEP,
+    CARRIED = GROUPS == 1, /* the first operands of a step are read before the one before it ends; costs registers */
     BAND = 16 /* rows of tiles that blocks with neighbouring numbers share columns in: operands stay in the L2 cache */
 };
 typedef ree_matmul_operand<BM, STEP, GROUPS, THREADS, REE_MATMUL_A> operand_a;
@@ -98,21 +99,25 @@ REE_INLINE void add_to_totals(f32 *totals, const place &p, const f32 (&acc)[TM][
 struct tile {
     i64 item;
     int row, col, split;
-
-    __device__ tile(const ree_matmul_args &a)
-    {
-        const u32 along_m = static_cast<u32>((a.m + BM - 1) / BM), along_n = static_cast<u32>((a.n + BN - 1) / BN);
-        const u32 tiles = along_m * along_n;
-        u32 id = blockIdx.x % tiles;
-        const u32 rest = blockIdx.x / tiles, band = id / (BAND * along_n);
-        id -= band * BAND * along_n;
-        const u32 left = along_m - band * BAND, height = left < BAND ? left : BAND;
-        row = static_cast<int>((band * BAND + id % height) * BM);
-        col = static_cast<int>(id / height * BN);
-        split = static_cast<int>(rest % static_cast<u32>(a.splits));
-        item = rest / static_cast<u32>(a.splits);
-    }
 };
+
+REE_INLINE tile tile_of(const ree_matmul_args &a, u32 block)
+{
+    tile t;
+    const u32 along_m = static_cast<u32>((a.m + BM - 1) / BM), along_n = static_cast<u32>((a.n + BN - 1) / BN);
+    const u32 tiles = along_m * along_n, id = block % tiles, rest = block / tiles;
+    const u32 band = id / (BAND * along_n), place = id % (BAND * along_n);
+    const u32 left = along_m - band * BAND, height = left < BAND ? left : BAND;
+    t.row = static_cast<int>((band * BAND + place % height) * BM);
+    t.col = static_cast<int>(place / height * BN);
+    t.split = static_cast<int>(rest % static_cast<u32>(a.splits));
+    t.item = rest / static_cast<u32>(a.splits);
+    return t;
+}
+
+/* The same value, but new to the compiler: what follows from it is computed again, where it is needed, instead of being
+ * kept in registers through the main loop. */
+REE_INLINE u32 again(u32 x) { return __shfl_sync(REE_ALL_LANES, x, static_cast<int>(threadIdx.x % REE_WARP)); }
 
 REE_INLINE i64 batch_offset(const ree_matmul_args &a, const i64 (&strides)[4], i64 item)
 {
@@ -126,8 +131,10 @@ REE_INLINE i64 batch_offset(const ree_matmul_args &a, const i64 (&strides)[4], i
 }
 
 /* Run the epilogue on the results of a tile, which lie as totals do. */
-REE_INLINE void store_tile(const ree_matmul_args &a, const f32 *totals, i64 first_row, int first_col, int rows, int cols)
+REE_INLINE void store_tile(const ree_matmul_args &a, const tile &t, const f32 *totals)
 {
+    const i64 first_row = t.item * a.m + t.row, first_col = t.col;
+    const int rows = ree_difference(a.m, t.row), cols = ree_difference(a.n, t.col);
 #ifdef REE_EPILOGUE
     enum { AT_ONCE = 4 }; /* whose loads overlap */
 #pragma unroll 1
@@ -169,17 +176,17 @@ REE_INLINE void store_tile(const ree_matmul_args &a, const f32 *totals, i64 firs
 }
 
 /* Chunk sums of one group, to memory. */
-REE_INLINE void store_sums(const ree_matmul_args &a, i64 chunk, const place &p, const f32 (&acc)[TM][TN], i64 first_row,
-                           int first_col, int rows, int cols)
+REE_INLINE void store_sums(const ree_matmul_args &a, const tile &t, i64 chunk, const place &p, const f32 (&acc)[TM][TN])
 {
-    f32 *const sums = a.sums + (chunk * a.rows + first_row + p.row) * a.n + first_col + p.col;
+    const int rows = ree_difference(a.m, t.row), cols = ree_difference(a.n, t.col);
+    f32 *const sums = a.sums + (chunk * a.rows + t.item * a.m + t.row + p.row) * a.n + t.col + p.col;
 #pragma unroll
     for (int i = 0; i < TM; i++)
 #pragma unroll
         for (int j = 0; j < TN; j += 4) {
             const int row = place::rows_on(i), col = place::cols_on(j), left = cols - p.col - col;
             f32 *const at = sums + row * a.n + col;
-            if (p.row + row >= rows)
+            if (p.row + row >= rows || chunk * REE_CHUNK >= a.k)
                 continue;
             if (a.n % 4 == 0) {
                 if (left > 0)
@@ -201,10 +208,9 @@ REE_INLINE void store_sums(const ree_matmul_args &a, i64 chunk, const place &p, 
 
 REE_KERNEL(ree_matmul, ree_matmul_args, BOUNDS)
 {
-    const tile t(a);
+    const tile t = tile_of(a, blockIdx.x);
     const int thread = static_cast<int>(threadIdx.x);
     const int group = GROUPS == 1 ? 0 : thread / GROUP_THREADS;
-    const int rows = ree_difference(a.m, t.row), cols = ree_difference(a.n, t.col);
     const place p(thread % GROUP_THREADS);
     char *const stages = ree_shared();
     f32 *const totals = reinterpret_cast<f32 *>(stages + TOTALS);
@@ -214,8 +220,8 @@ REE_KERNEL(ree_matmul, ree_matmul_args, BOUNDS)
     const int first_round = REE_MATMUL_SPLIT ? static_cast<int>(static_cast<i64>(rounds) * t.split / a.splits) : 0;
     const int end_round = REE_MATMUL_SPLIT ? static_cast<int>(static_cast<i64>(rounds) * (t.split + 1) / a.splits) : rounds;
 
-    const operand_a copy_a(thread, rows, static_cast<int>(a.a_row), static_cast<int>(a.a_k));
-    const operand_b copy_b(thread, cols, static_cast<int>(a.b_col), static_cast<int>(a.b_k));
+    const operand_a copy_a(thread, ree_difference(a.m, t.row), static_cast<int>(a.a_row), static_cast<int>(a.a_k));
+    const operand_b copy_b(thread, ree_difference(a.n, t.col), static_cast<int>(a.b_col), static_cast<int>(a.b_k));
     const i64 first_k = static_cast<i64>(first_round) * ROUND;
     const char *from_a = reinterpret_cast<const char *>(a.a + batch_offset(a, a.a_batch, t.item) + t.row * a.a_row) +
                          first_k * copy_a.k_bytes;
@@ -290,20 +296,28 @@ REE_KERNEL(ree_matmul, ree_matmul_args, BOUNDS)
 #pragma unroll
     for (int stage = 0; stage < STAGES - 1; stage++)
         copy_step();
-    await_step();
-    read(0, 0);
+    if (CARRIED) {
+        await_step();
+        read(0, 0);
+    }
 
 #pragma unroll 1
     for (int round = first_round; round < end_round; round++) {
         const int round_k = ree_min(REE_CHUNK, ree_difference(a.k, static_cast<i64>(round) * ROUND));
 #pragma unroll 1
-        for (int step = (round_k + STEP - 1) / STEP; step > 0; step--)
+        for (int step = (round_k + STEP - 1) / STEP; step > 0; step--) {
+            if (!CARRIED) {
+                await_step();
+                copy_step();
+                read(0, 0);
+            }
 #pragma unroll
             for (int k = 0; k < STEP; k++) {
-                if (k == STEP - 1)
+                if (CARRIED && k == STEP - 1)
                     await_step();
-                read((k + 1) % 2, (k + 1) % STEP);
-                if (k == 0)
+                if (CARRIED || k < STEP - 1)
+                    read((k + 1) % 2, (k + 1) % STEP);
+                if (CARRIED && k == 0)
                     copy_step();
 #pragma unroll
                 for (int i = 0; i < TM; i++)
@@ -311,15 +325,18 @@ REE_KERNEL(ree_matmul, ree_matmul_args, BOUNDS)
                     for (int j = 0; j < TN; j++)
                         acc[i][j] = f32_fma(read_a[k % 2][i], read_b[k % 2][j], acc[i][j]);
             }
+        }
         if (REE_MATMUL_SHORT)
             break;
         if (REE_MATMUL_SPLIT) {
-            const i64 chunk = static_cast<i64>(round) * GROUPS + group;
-            if (chunk * REE_CHUNK < a.k)
-                store_sums(a, chunk, p, acc, t.item * a.m + t.row, t.col, rows, cols);
+            const int self = static_cast<int>(again(threadIdx.x)), group = self / GROUP_THREADS;
+            const place p(self % GROUP_THREADS);
+            store_sums(a, tile_of(a, again(blockIdx.x)), static_cast<i64>(round) * GROUPS + group, p, acc);
         } else if (GROUPS == 1) {
             add_to_totals(totals, p, acc, false);
         } else {
+            const int self = static_cast<int>(again(threadIdx.x)), group = self / GROUP_THREADS;
+            const place p(self % GROUP_THREADS);
 #pragma unroll 1
             for (int turn = 0; turn < GROUPS; turn++) {
                 if (turn == group)
@@ -337,5 +354,5 @@ REE_KERNEL(ree_matmul, ree_matmul_args, BOUNDS)
         add_to_totals(totals, p, acc, true);
     }
     __syncthreads();
-    store_tile(a, totals, t.item * a.m + t.row, t.col, rows, cols);
+    store_tile(a, t, totals);
 }

@@ -1,10 +1,13 @@
 /* C = A B of signed bytes in 32-bit integers, exact modulo 2^32, B packed: by tensor cores. Sums of integers have no order.
  *
- * An mma takes 32 k, of which a lane holds four in two places. Which k's these are does not matter, if A and B agree: so a
- * lane reads 16 bytes side by side, which are its parts of two mma, from rows of 64 bytes. Lanes 8 q .. 8 q + 7 then read
- * 128 bytes side by side: no bank is asked twice, and packed B is read from memory in whole lines.
+ * The products are computed transposed: an mma's left operand are 16 columns of B, its right one 8 rows of A. For it a lane
+ * holds four k's in two places; which ones does not matter, if both operands agree. So a lane reads of a row of A 16 bytes
+ * side by side, which are its parts of two mma as they stand in registers, and of B, which is packed in the order of
+ * fragments, 16 bytes for each of the two. Eight lanes read 128 bytes side by side: no bank of shared memory is asked
+ * twice, and packed B comes from memory in whole lines.
  *
- * Packed B: for each 8 columns, for each 64 k (a slice, filled up with zeros), 8 columns of 64 bytes.
+ * Packed B: for each 16 columns, for each 64 k (a slice, filled up with zeros), for each of two mma, for each lane
+ * 4 g + t, whose first k is 16 t + 8 * mma: four of column g, of column g + 8, then the next four k's of both.
  *
  * ree_matmul_i8: a tile of C by a block, slices of A and B in shared memory, REE_I8_STAGES - 1 of them ahead.
  * ree_matmul_i8_few: up to 32 rows, where B's way from memory is the bound: warps share out the slices, B goes straight
@@ -15,27 +18,27 @@
 #include "ree.cuh"
 
 #ifndef REE_I8_TILES_M
-#define REE_I8_TILES_M 4 /* of 16 rows, of a warp */
-#define REE_I8_TILES_N 8 /* of 8 columns */
+#define REE_I8_TILES_M 8 /* of 8 rows, of a warp */
+#define REE_I8_TILES_N 4 /* of 16 columns */
 #define REE_I8_WARPS_M 2 /* of a block */
 #define REE_I8_WARPS_N 4
 #define REE_I8_STAGES 4
+#define REE_I8_BLOCKS 1 /* of a multiprocessor: registers are given out for so many */
 #endif
 #ifndef REE_I8_FEW_M
-#define REE_I8_FEW_M 1    /* tiles of 16 rows, at most 2 */
-#define REE_I8_FEW_N 4    /* tiles of 8 columns of a block */
-#define REE_I8_FEW_LOADS 8 /* of B, of a lane, at once */
+#define REE_I8_FEW_M 1     /* tiles of 8 rows, at most 4 */
+#define REE_I8_FEW_N 2     /* tiles of 16 columns of a block */
+#define REE_I8_FEW_SLICES 2 /* of a warp, whose loads are in flight together */
 #endif
 
-enum { SLICE = 64, PIECE = 16, PIECES = SLICE / PIECE, B_TILE = 8 * SLICE };
+enum { SLICE = 64, PIECE = 16, PIECES = SLICE / PIECE, B_TILE = 16 * SLICE, B_STEP = B_TILE / 2 };
 enum {
-    TILE_M = 16 * REE_I8_TILES_M * REE_I8_WARPS_M,
-    TILE_N = 8 * REE_I8_TILES_N * REE_I8_WARPS_N,
+    TILE_M = 8 * REE_I8_TILES_M * REE_I8_WARPS_M,
+    TILE_N = 16 * REE_I8_TILES_N * REE_I8_WARPS_N,
     THREADS = REE_WARP * REE_I8_WARPS_M * REE_I8_WARPS_N,
     STAGE_BYTES = (TILE_M + TILE_N) * SLICE,
-    ROWS_APART = THREADS / PIECES, /* of a thread's pieces */
+    ROWS_APART = THREADS / PIECES, /* of a thread's pieces: rows of A or columns of B */
     FEW_WARPS = 8,
-    FEW_AHEAD = REE_I8_FEW_LOADS / REE_I8_FEW_N,
 };
 
 /* rows of A: k bytes, a multiple of 16, a_row apart, 16-byte aligned. slices: of a part of k. c: [parts][m][n]. */
@@ -61,43 +64,36 @@ struct ree_matmul_i8_sum_args {
     i64 count, elements;
 };
 
-/* A lane's place in fragments (see ree_mma_s8): of A rows `group` and `group` + 8, of B column `group`. */
-struct i8_lane {
-    int group, quad;
-    __device__ i8_lane() : group(static_cast<int>(threadIdx.x % REE_WARP) / 4), quad(static_cast<int>(threadIdx.x % 4)) {}
-};
-
-/* sums += 16 rows x 64 k of A times 64 k x 8 columns of B */
-REE_INLINE void i8_multiply(i32 (&sums)[4], const uint4 &upper, const uint4 &lower, const uint4 &b)
-{
-    const u32 first_a[4] = {upper.x, lower.x, upper.y, lower.y}, second_a[4] = {upper.z, lower.z, upper.w, lower.w};
-    const u32 first_b[2] = {b.x, b.y}, second_b[2] = {b.z, b.w};
-    ree_mma_s8(sums, first_a, first_b);
-    ree_mma_s8(sums, second_a, second_b);
-}
+/* Few rows: two blocks of a multiprocessor are enough, registers are for loads that are in flight. */
+#ifdef REE_EMULATED
+#define BOUNDS THREADS
+#define FEW_BOUNDS (FEW_WARPS * REE_WARP)
+#else
+#define BOUNDS THREADS, REE_I8_BLOCKS
+#define FEW_BOUNDS FEW_WARPS *REE_WARP, 2
+#endif
 
 REE_INLINE uint4 i8_load(const i8 *from) { return *reinterpret_cast<const uint4 *>(from); }
 
-/* The sums of a 16 x 8 tile that begins at (row, column). */
+/* sums += 16 columns x 64 k of B times 64 k x 8 rows of A; b: of either mma. */
+REE_INLINE void i8_multiply(i32 (&sums)[4], const uint4 (&b)[2], const uint4 &a)
+{
+    const u32 columns[2][4] = {{b[0].x, b[0].y, b[0].z, b[0].w}, {b[1].x, b[1].y, b[1].z, b[1].w}};
+    const u32 rows[2][2] = {{a.x, a.y}, {a.z, a.w}};
+    ree_mma_s8(sums, columns[0], rows[0]);
+    ree_mma_s8(sums, columns[1], rows[1]);
+}
+
+/* The sums of 8 rows and 16 columns from (row, column) on. */
 REE_INLINE void i8_store(i32 *c, i64 m, i64 n, i64 row, i64 column, const i32 (&sums)[4])
 {
-    const i8_lane lane;
-    column += 2 * lane.quad;
+    const int lane = static_cast<int>(threadIdx.x) % REE_WARP;
+    row += lane % 4 * 2;
+    column += lane / 4;
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const i64 at = row + lane.group + 8 * half;
-        if (at >= m)
-            continue;
-        i32 *const to = c + at * n + column;
-        if (n % 2 == 0 && column < n) {
-            *reinterpret_cast<int2 *>(to) = make_int2(sums[2 * half], sums[2 * half + 1]);
-            continue;
-        }
-        if (column < n)
-            to[0] = sums[2 * half];
-        if (column + 1 < n)
-            to[1] = sums[2 * half + 1];
-    }
+    for (int i = 0; i < 4; i++)
+        if (row + i % 2 < m && column + i / 2 * 8 < n)
+            c[(row + i % 2) * n + column + i / 2 * 8] = sums[i];
 }
 
 /* -- tiles ------------------------------------------------------------------------------------------------- */
@@ -105,7 +101,7 @@ REE_INLINE void i8_store(i32 *c, i64 m, i64 n, i64 row, i64 column, const i32 (&
 struct i8_copies {
     const ree_matmul_i8_args &g;
     const i8 *a, *b; /* its first piece at k = 0 */
-    i64 rows_left, columns_left, all_slices;
+    i64 rows_left, columns_left, slices;
     i32 piece, own;  /* its piece's number within a row, where its first piece goes */
 
     __device__ i8_copies(const ree_matmul_i8_args &g, i64 row, i64 column) : g(g)
@@ -113,16 +109,16 @@ struct i8_copies {
         const i32 line = static_cast<i32>(threadIdx.x) / PIECES;
         piece = static_cast<i32>(threadIdx.x) % PIECES;
         own = static_cast<i32>(threadIdx.x) * PIECE;
-        all_slices = (g.k + SLICE - 1) / SLICE;
+        slices = (g.k + SLICE - 1) / SLICE;
         rows_left = g.m - row - line;
-        columns_left = (g.n + 7) / 8 * 8 - column - line;
+        columns_left = (g.n + 15) / 16 * 16 - column - line;
         a = g.a + (row + line) * g.a_row + piece * PIECE;
-        b = g.b + (column + line) / 8 * all_slices * B_TILE + line % 8 * SLICE + piece * PIECE;
+        b = g.b + (column + line) / 16 * slices * B_TILE + own % B_TILE;
     }
 
     __device__ void load(i64 slice, char *stage) const
     {
-        static_assert(ROWS_APART % 8 == 0 && TILE_M % ROWS_APART == 0 && TILE_N % ROWS_APART == 0, "whole pieces");
+        static_assert(ROWS_APART % 16 == 0 && TILE_M % ROWS_APART == 0 && TILE_N % ROWS_APART == 0, "whole pieces");
         const bool exists = slice * SLICE + piece * PIECE < g.k;
         const i8 *from = a + slice * SLICE;
         char *to = stage + own;
@@ -131,28 +127,28 @@ struct i8_copies {
             ree_copy_async16(to, from, exists & (n * ROWS_APART < rows_left));
         from = b + slice * B_TILE;
 #pragma unroll
-        for (int n = 0; n < TILE_N / ROWS_APART; n++, to += ROWS_APART * SLICE, from += ROWS_APART / 8 * all_slices * B_TILE)
+        for (int n = 0; n < TILE_N / ROWS_APART; n++, to += ROWS_APART * SLICE, from += ROWS_APART / 16 * slices * B_TILE)
             ree_copy_async16(to, from, n * ROWS_APART < columns_left);
     }
 };
 
 typedef i32 i8_sums[REE_I8_TILES_M][REE_I8_TILES_N][4];
 
-/* a, b: of the stage, from the lane's first row and column. */
+/* a, b: of the stage, from the lane's place in the warp's first row and columns. */
 REE_INLINE void i8_slice(i8_sums &sums, const i8 *a, const i8 *b)
 {
-    uint4 upper[REE_I8_TILES_M], lower[REE_I8_TILES_M];
-#pragma unroll
-    for (int i = 0; i < REE_I8_TILES_M; i++) {
-        upper[i] = i8_load(a + 16 * i * SLICE);
-        lower[i] = i8_load(a + (16 * i + 8) * SLICE);
-    }
+    uint4 columns[REE_I8_TILES_N][2];
 #pragma unroll
     for (int j = 0; j < REE_I8_TILES_N; j++) {
-        const uint4 right = i8_load(b + 8 * j * SLICE);
+        columns[j][0] = i8_load(b + j * B_TILE);
+        columns[j][1] = i8_load(b + j * B_TILE + B_STEP);
+    }
 #pragma unroll
-        for (int i = 0; i < REE_I8_TILES_M; i++)
-            i8_multiply(sums[i][j], upper[i], lower[i], right);
+    for (int i = 0; i < REE_I8_TILES_M; i++) {
+        const uint4 rows = i8_load(a + 8 * i * SLICE);
+#pragma unroll
+        for (int j = 0; j < REE_I8_TILES_N; j++)
+            i8_multiply(sums[i][j], columns[j], rows);
     }
 }
 
@@ -167,20 +163,18 @@ REE_INLINE void i8_place(const ree_matmul_i8_args &g, i64 &row, i64 &column)
     column = within / rows * TILE_N;
 }
 
-REE_KERNEL(ree_matmul_i8, ree_matmul_i8_args, THREADS)
+REE_KERNEL(ree_matmul_i8, ree_matmul_i8_args, BOUNDS)
 {
     i64 row, column;
     i8_place(a, row, column);
     const i8_copies copies(a, row, column);
-    const i64 part = blockIdx.y, first = part * a.slices, left = copies.all_slices - first;
+    const i64 part = blockIdx.y, first = part * a.slices, left = copies.slices - first;
     const i64 count = left < a.slices ? left : a.slices;
     char *const stages = ree_shared();
-    const i8_lane lane;
-    const int warp = static_cast<int>(threadIdx.x) / REE_WARP;
-    const int warp_row = warp / REE_I8_WARPS_N * 16 * REE_I8_TILES_M;
-    const int warp_column = warp % REE_I8_WARPS_N * 8 * REE_I8_TILES_N;
-    const int own_a = (warp_row + lane.group) * SLICE + lane.quad * PIECE;
-    const int own_b = (TILE_M + warp_column + lane.group) * SLICE + lane.quad * PIECE;
+    const int warp = static_cast<int>(threadIdx.x) / REE_WARP, lane = static_cast<int>(threadIdx.x) % REE_WARP;
+    const int warp_row = warp / REE_I8_WARPS_N * 8 * REE_I8_TILES_M;
+    const int warp_column = warp % REE_I8_WARPS_N * 16 * REE_I8_TILES_N;
+    const int own_a = warp_row * SLICE + lane * PIECE, own_b = (TILE_M + warp_column) * SLICE + lane * PIECE;
     i8_sums sums;
 #pragma unroll
     for (int i = 0; i < REE_I8_TILES_M; i++)
@@ -213,55 +207,54 @@ REE_KERNEL(ree_matmul_i8, ree_matmul_i8_args, THREADS)
     for (int i = 0; i < REE_I8_TILES_M; i++)
 #pragma unroll
         for (int j = 0; j < REE_I8_TILES_N; j++)
-            i8_store(c, a.m, a.n, row + warp_row + 16 * i, column + warp_column + 8 * j, sums[i][j]);
+            i8_store(c, a.m, a.n, row + warp_row + 8 * i, column + warp_column + 16 * j, sums[i][j]);
 }
 
 /* -- few rows ------------------------------------------------------------------------------------------------ */
 typedef i32 i8_few_sums[REE_I8_FEW_M][REE_I8_FEW_N][4];
 
-/* Rows' bytes from k on, or zeros. */
-REE_INLINE uint4 i8_load_if(const ree_matmul_i8_args &g, i64 row, i64 k)
+/* What the lane reads of rows and columns in a slice, or zeros. */
+REE_INLINE uint4 i8_few_rows(const ree_matmul_i8_args &g, i64 row, i64 slice)
 {
+    const int lane = static_cast<int>(threadIdx.x) % REE_WARP;
+    const i64 k = slice * SLICE + lane % 4 * PIECE;
+    row += lane / 4;
     return row < g.m && k < g.k ? i8_load(g.a + row * g.a_row + k) : make_uint4(0, 0, 0, 0);
+}
+
+REE_INLINE void i8_few_columns(const ree_matmul_i8_args &g, i64 tile, i64 slice, i64 slices, uint4 (&columns)[2])
+{
+    const bool exists = slice < slices && tile < (g.n + 15) / 16;
+    const i8 *const from = g.b + (tile * slices + slice) * B_TILE + threadIdx.x % REE_WARP * PIECE;
+    columns[0] = exists ? i8_load(from) : make_uint4(0, 0, 0, 0);
+    columns[1] = exists ? i8_load(from + B_STEP) : make_uint4(0, 0, 0, 0);
 }
 
 /* The warp's slices: number `warp` and every FEW_WARPS-th of those behind it. */
 REE_INLINE void i8_few_slices(const ree_matmul_i8_args &g, i64 tile, int warp, i8_few_sums &sums)
 {
-    const i8_lane lane;
-    const i64 all_slices = (g.k + SLICE - 1) / SLICE, tiles = (g.n + 7) / 8;
-    const i8 *const b = g.b + tile * all_slices * B_TILE + lane.group * SLICE + lane.quad * PIECE;
+    const i64 slices = (g.k + SLICE - 1) / SLICE;
 #pragma unroll 1
-    for (i64 slice = warp; slice < all_slices; slice += FEW_AHEAD * FEW_WARPS) {
-        uint4 right[FEW_AHEAD][REE_I8_FEW_N];
+    for (i64 slice = warp; slice < slices; slice += REE_I8_FEW_SLICES * FEW_WARPS) {
+        uint4 columns[REE_I8_FEW_SLICES][REE_I8_FEW_N][2], rows[REE_I8_FEW_SLICES][REE_I8_FEW_M];
 #pragma unroll
-        for (int s = 0; s < FEW_AHEAD; s++)
+        for (int s = 0; s < REE_I8_FEW_SLICES; s++) {
 #pragma unroll
-            for (int j = 0; j < REE_I8_FEW_N; j++) {
-                const bool exists = slice + s * FEW_WARPS < all_slices && tile + j < tiles;
-                const i8 *const from = b + (j * all_slices + slice + s * FEW_WARPS) * B_TILE;
-                right[s][j] = exists ? i8_load(from) : make_uint4(0, 0, 0, 0);
-            }
+            for (int j = 0; j < REE_I8_FEW_N; j++)
+                i8_few_columns(g, tile + j, slice + s * FEW_WARPS, slices, columns[s][j]);
 #pragma unroll
-        for (int s = 0; s < FEW_AHEAD; s++)
+            for (int i = 0; i < REE_I8_FEW_M; i++)
+                rows[s][i] = i8_few_rows(g, 8 * i, slice + s * FEW_WARPS);
+        }
 #pragma unroll
-            for (int i = 0; i < REE_I8_FEW_M; i++) {
-                const i64 k = (slice + s * FEW_WARPS) * SLICE + lane.quad * PIECE;
-                const uint4 upper = i8_load_if(g, 16 * i + lane.group, k);
-                const uint4 lower = i8_load_if(g, 16 * i + 8 + lane.group, k);
+        for (int s = 0; s < REE_I8_FEW_SLICES; s++)
+#pragma unroll
+            for (int i = 0; i < REE_I8_FEW_M; i++)
 #pragma unroll
                 for (int j = 0; j < REE_I8_FEW_N; j++)
-                    i8_multiply(sums[i][j], upper, lower, right[s][j]);
-            }
+                    i8_multiply(sums[i][j], columns[s][j], rows[s][i]);
     }
 }
-
-/* Two blocks of a multiprocessor are enough: registers are for loads that are in flight. */
-#ifdef REE_EMULATED
-#define FEW_BOUNDS (FEW_WARPS * REE_WARP)
-#else
-#define FEW_BOUNDS FEW_WARPS *REE_WARP, 2
-#endif
 
 REE_KERNEL(ree_matmul_i8_few, ree_matmul_i8_args, FEW_BOUNDS)
 {
@@ -290,7 +283,7 @@ REE_KERNEL(ree_matmul_i8_few, ree_matmul_i8_args, FEW_BOUNDS)
                 total[r] += static_cast<u32>(of_warps[w][4 * n + r][lane]);
         const i32 result[4] = {static_cast<i32>(total[0]), static_cast<i32>(total[1]), static_cast<i32>(total[2]),
                                static_cast<i32>(total[3])};
-        i8_store(a.c, a.m, a.n, n / REE_I8_FEW_N * 16, (tile + n % REE_I8_FEW_N) * 8, result);
+        i8_store(a.c, a.m, a.n, n / REE_I8_FEW_N * 8, (tile + n % REE_I8_FEW_N) * 16, result);
     }
 }
 

@@ -1,15 +1,25 @@
 /* Scans of rows: running sums and products, indices of running maxima and minima.
  *
- * Floats are added and multiplied strictly in sequence, so a thread walks each row; its warp brings the elements through
- * shared memory, that memory is read and written by neighbouring lanes. Integers wrap, and the running best is the
+ * Floats are added and multiplied strictly in sequence, so a thread walks each row; its warp brings the elements by way
+ * of shared memory, so that neighbouring lanes read and write neighbours. Integers wrap, and the running best is the
  * greatest of items (key, index), later ones being greater among equals: both may be joined in any order, so that where
  * rows are few, blocks scan segments of them after a launch has joined each segment.
  */
 #include "ree.cuh"
 #include "keys.cuh"
 
-enum { WALK_WARPS = 4, TILE_BITS = 9, WALK_TILE = 1 << TILE_BITS }; /* elements that a warp brings at a time */
-enum { SCAN_THREADS = 512, SCAN_WARPS = SCAN_THREADS / REE_WARP };
+#ifndef REE_WALK_WARPS
+#define REE_WALK_WARPS 4 /* of a block that walks */
+#endif
+#ifndef REE_WALK_TILE_BITS
+#define REE_WALK_TILE_BITS 9 /* 2^9 elements are brought at a time */
+#endif
+#ifndef REE_SCAN_THREADS
+#define REE_SCAN_THREADS 512 /* of a block that scans a segment */
+#endif
+
+enum { WALK_WARPS = REE_WALK_WARPS, WALK_THREADS = WALK_WARPS * REE_WARP, WALK_TILE = 1 << REE_WALK_TILE_BITS };
+enum { SCAN_THREADS = REE_SCAN_THREADS, SCAN_WARPS = SCAN_THREADS / REE_WARP };
 
 /* Element (row, k) of x at row * x_row + k * x_step, of out (the dtype of x, or i64 indices) at row * n + k.
  * row_bits: a walking warp has 2^row_bits rows. Else a row is `segments` segments of `segment` elements; totals: what
@@ -23,7 +33,7 @@ struct ree_scan_args {
     i64 dtype, is_min;
 };
 
-/* -- what is scanned: elements as they lie in memory (raw), states, and results, which fit in the place of an element -- */
+/* -- what is scanned: elements as they lie in memory (raw), states, and results, as large as an element ------------ */
 /* The greater the better; NaN is best. */
 REE_INLINE u32 ree_key(const ree_scan_args &a, u32 raw)
 {
@@ -39,13 +49,19 @@ struct ree_float_sum {
     typedef u32 raw;
     typedef f32 state;
     static REE_INLINE state start(void) { return 0.0f; }
-    static REE_INLINE state next(const ree_scan_args &, state before, raw x, i64) { return f32_add(before, f32_of_bits(x)); }
+    static REE_INLINE state next(const ree_scan_args &, state before, raw x, i64)
+    {
+        return f32_add(before, f32_of_bits(x));
+    }
     static REE_INLINE raw result(state value) { return f32_bits(f32_canonical(value)); }
     static REE_INLINE void store(const ree_scan_args &a, i64 at, raw x) { static_cast<raw *>(a.out)[at] = x; }
 };
 struct ree_float_product : ree_float_sum {
     static REE_INLINE state start(void) { return 1.0f; }
-    static REE_INLINE state next(const ree_scan_args &, state before, raw x, i64) { return f32_mul(before, f32_of_bits(x)); }
+    static REE_INLINE state next(const ree_scan_args &, state before, raw x, i64)
+    {
+        return f32_mul(before, f32_of_bits(x));
+    }
 };
 
 template <class T> struct ree_sum {
@@ -76,9 +92,15 @@ struct ree_best_32 {
     typedef u32 raw;
     typedef u64 state;
     static REE_INLINE state start(void) { return 0; }
-    static REE_INLINE state of(const ree_scan_args &a, raw x, i64 k) { return static_cast<u64>(ree_key(a, x)) << 32 | k; }
+    static REE_INLINE state of(const ree_scan_args &a, raw x, i64 k)
+    {
+        return static_cast<u64>(ree_key(a, x)) << 32 | static_cast<u64>(k);
+    }
     static REE_INLINE state join(state before, state x) { return x > before ? x : before; }
-    static REE_INLINE state next(const ree_scan_args &a, state before, raw x, i64 k) { return join(before, of(a, x, k)); }
+    static REE_INLINE state next(const ree_scan_args &a, state before, raw x, i64 k)
+    {
+        return join(before, of(a, x, k));
+    }
     static REE_INLINE raw result(state best) { return static_cast<raw>(best); }
     static REE_INLINE void store(const ree_scan_args &a, i64 at, raw x) { static_cast<i64 *>(a.out)[at] = x; }
 };
@@ -128,11 +150,13 @@ template <class S> REE_INLINE void ree_walk(const ree_scan_args &a)
     __shared__ raw stages[WALK_WARPS][2][WALK_TILE + REE_WARP];
     const int lane = static_cast<int>(threadIdx.x) % REE_WARP, warp = static_cast<int>(threadIdx.x) / REE_WARP;
     const int row_bits = static_cast<int>(a.row_bits);
-    const ree_tile tile = {(static_cast<i64>(blockIdx.x) * WALK_WARPS + warp) << row_bits, row_bits, TILE_BITS - row_bits};
+    const i64 first = (static_cast<i64>(blockIdx.x) * WALK_WARPS + warp) << row_bits;
+    const ree_tile tile = {first, row_bits, REE_WALK_TILE_BITS - row_bits};
+    const raw *x = static_cast<const raw *>(a.x);
     const auto bring = [&](i64 start, raw *stage) {
         tile.each(a.rows, [&](i64 row, int column, int place) {
             if (start + column < a.n)
-                ree_copy_raw(stage + place, static_cast<const raw *>(a.x) + row * a.x_row + (start + column) * a.x_step);
+                ree_copy_raw(stage + place, x + row * a.x_row + (start + column) * a.x_step);
         });
         ree_copy_commit();
     };
@@ -169,8 +193,8 @@ REE_INLINE ree_item ree_from_lower(const ree_item &x, int lanes)
     return {ree_from_lower(x.key, lanes), ree_from_lower(x.index, lanes)};
 }
 
-/* What the values of the threads up to this one join to, and those of all; parts: of SCAN_WARPS, which may be used again
- * at the call after the next. */
+/* What the values of the threads up to this one join to, and those of all; parts: SCAN_WARPS of them, which may be used
+ * again at the call after the next. */
 template <class S> REE_INLINE typename S::state ree_block_scan(typename S::state x, typename S::state *parts,
                                                                typename S::state &all)
 {
@@ -236,7 +260,7 @@ template <class S> REE_INLINE void ree_scan(const ree_scan_args &a)
 }
 
 #define REE_WALK(name, scan)                                                                                           \
-    REE_KERNEL(ree_walk_##name, ree_scan_args, WALK_WARPS *REE_WARP) { ree_walk<scan>(a); }
+    REE_KERNEL(ree_walk_##name, ree_scan_args, WALK_THREADS) { ree_walk<scan>(a); }
 #define REE_SCAN(name, scan)                                                                                           \
     REE_WALK(name, scan)                                                                                               \
     REE_KERNEL(ree_totals_##name, ree_scan_args, SCAN_THREADS) { ree_totals<scan>(a); }                                \

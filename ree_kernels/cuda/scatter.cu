@@ -1,19 +1,26 @@
 /* Scatter: out[.., index[.., j, ..], ..] reduce= src[.., j, ..] along one axis, j ascending. `out` holds the input.
  *
  * All that changes one element is done by one thread, in order. A slice is a place along all other axes. Where slices
- * are many, a thread walks the writes of each. Where they are few, there is a thread for each write: the first one to its
- * target does all of them. It finds the others by looking at all indices, if these are few, or at once, if the writes of
- * a slice come sorted by target and j.
+ * are many, a thread walks the writes of each. Where they are few, there is a thread for each write: the first one to
+ * its target does all of them. It finds the others by looking at all indices, if these are few, or at once, if the
+ * writes of a slice come sorted by target and j.
  */
 #include "ree.cuh"
 #include "values.cuh"
 
-enum { AXES = 8 };
 enum { SET, ADD, MUL, MIN, MAX };
+#ifndef REE_SCATTER_REDUCE
+#define REE_SCATTER_REDUCE 1 /* one of them */
+#endif
+#ifndef REE_SCATTER_AT_ONCE
+#define REE_SCATTER_AT_ONCE 8 /* writes of a thread whose loads are under way */
+#endif
+enum { REDUCE = REE_SCATTER_REDUCE, AT_ONCE = REE_SCATTER_AT_ONCE };
 
-/* One slice for each place in `shape` (rank axes); strides count elements, those along the axis are called step. n writes
- * in a slice; extent: of out along the axis; an index outside wraps once, or sets the status and writes nothing.
- * items: of sorted writes, target * 2^32 + j, slices items_slice apart (0: all have the same). */
+/* One slice for each place in `shape` (rank axes); strides count elements, those along the axis are called step.
+ * n: writes in a slice; extent: of out along the axis; a negative index counts from the end, one outside sets the
+ * status and writes nothing. items: of sorted writes, target * 2^32 + j, slices items_slice apart (0: all have the
+ * same). Threads are fewer than 2^32. */
 struct ree_scatter_args {
     void *out;
     const i64 *index;
@@ -23,16 +30,15 @@ struct ree_scatter_args {
     i64 slices, n, extent, rank;
     i64 shape[8], out_stride[8], index_stride[8], src_stride[8];
     i64 out_step, index_step, src_step, items_slice;
-    i64 reduce;
 };
 
 /* Where a slice begins in out, index and src. */
 struct ree_slice {
     i64 out, index, src;
 
-    __device__ ree_slice(const ree_scatter_args &a, i64 number) : out(0), index(0), src(0)
+    __device__ ree_slice(const ree_scatter_args &a, u32 number) : out(0), index(0), src(0)
     {
-        u32 rest = static_cast<u32>(number);
+        u32 rest = number;
         for (int axis = static_cast<int>(a.rank) - 1; axis >= 0; axis--) {
             const u32 extent = static_cast<u32>(a.shape[axis]), at = rest % extent;
             rest /= extent;
@@ -53,9 +59,9 @@ REE_INLINE i64 ree_place(const ree_scatter_args &a, i64 index)
 }
 
 #define REE_REDUCE(T)                                                                                                  \
-    REE_INLINE T ree_reduced(T before, T x, i64 reduce)                                                                \
+    REE_INLINE T ree_reduced(T before, T x)                                                                            \
     {                                                                                                                  \
-        switch (reduce) {                                                                                              \
+        switch (REDUCE) {                                                                                              \
             case SET: return T##_store(x);                                                                             \
             case ADD: return T##_store(T##_add(before, x));                                                            \
             case MUL: return T##_store(T##_mul(before, x));                                                            \
@@ -67,12 +73,11 @@ REE_REDUCE(f32)
 REE_REDUCE(i32)
 REE_REDUCE(i64)
 
-enum { AT_ONCE = 8 }; /* loads under way, of writes whose turn has not come */
 
 /* A thread walks a slice. */
 template <class T> REE_INLINE void ree_scatter_walk(const ree_scatter_args &a)
 {
-    const i64 number = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x;
+    const u32 number = blockIdx.x * blockDim.x + threadIdx.x;
     if (number >= a.slices)
         return;
     const ree_slice slice(a, number);
@@ -91,7 +96,7 @@ template <class T> REE_INLINE void ree_scatter_walk(const ree_scatter_args &a)
         for (int i = 0; i < AT_ONCE; i++) {
             const i64 place = ree_place(a, places[i]);
             if (first + i < a.n && place >= 0)
-                out[place * a.out_step] = ree_reduced(out[place * a.out_step], values[i], a.reduce);
+                out[place * a.out_step] = ree_reduced(out[place * a.out_step], values[i]);
         }
     }
 }
@@ -99,24 +104,30 @@ template <class T> REE_INLINE void ree_scatter_walk(const ree_scatter_args &a)
 /* A thread for each write, neighbours in neighbouring slices: the first to its target does all. */
 template <class T> REE_INLINE void ree_scatter_search(const ree_scatter_args &a)
 {
-    const i64 thread = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x, first = thread / a.slices;
+    const u32 thread = blockIdx.x * blockDim.x + threadIdx.x, slices = static_cast<u32>(a.slices);
+    const i64 first = thread / slices;
     if (first >= a.n)
         return;
-    const ree_slice slice(a, thread % a.slices);
+    const ree_slice slice(a, thread % slices);
     const i64 *index = a.index + slice.index;
     const i64 place = ree_place(a, index[first * a.index_step]);
     if (place < 0)
         return;
-    const i64 negative = place - a.extent;
+    const auto is_same = [&](i64 j) {
+        const i64 other = index[j * a.index_step];
+        return other == place || other == place - a.extent;
+    };
+#pragma unroll 4
     for (i64 j = 0; j < first; j++)
-        if (index[j * a.index_step] == place || index[j * a.index_step] == negative)
+        if (is_same(j))
             return;
     T *out = static_cast<T *>(a.out) + slice.out + place * a.out_step;
     const T *src = static_cast<const T *>(a.src) + slice.src;
-    T value = ree_reduced(*out, src[first * a.src_step], a.reduce);
+    T value = ree_reduced(*out, src[first * a.src_step]);
+#pragma unroll 4
     for (i64 j = first + 1; j < a.n; j++)
-        if (index[j * a.index_step] == place || index[j * a.index_step] == negative)
-            value = ree_reduced(value, src[j * a.src_step], a.reduce);
+        if (is_same(j))
+            value = ree_reduced(value, src[j * a.src_step]);
     *out = value;
 }
 
@@ -124,19 +135,20 @@ template <class T> REE_INLINE void ree_scatter_search(const ree_scatter_args &a)
  * neighbouring slices where these have the same items, else in neighbouring writes. */
 template <class T> REE_INLINE void ree_scatter_sorted(const ree_scatter_args &a)
 {
-    const i64 thread = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x;
+    const u32 thread = blockIdx.x * blockDim.x + threadIdx.x;
     if (thread >= a.slices * a.n)
         return;
-    const i64 number = a.items_slice == 0 ? thread % a.slices : thread / a.n;
-    const i64 first = a.items_slice == 0 ? thread / a.slices : thread % a.n;
+    const u32 inner = static_cast<u32>(a.items_slice == 0 ? a.slices : a.n), at_inner = thread % inner;
+    const i64 number = a.items_slice == 0 ? at_inner : thread / inner;
+    const i64 first = a.items_slice == 0 ? thread / inner : at_inner;
     const u64 *items = a.items + number * a.items_slice;
     const i64 place = static_cast<i64>(items[first] >> 32);
     if (place == a.extent) /* of indices outside */
         return;
-    const i64 other = a.reduce == SET ? first + 1 : first - 1;
+    const i64 other = REDUCE == SET ? first + 1 : first - 1;
     if (other >= 0 && other < a.n && static_cast<i64>(items[other] >> 32) == place)
         return;
-    const ree_slice slice(a, number);
+    const ree_slice slice(a, static_cast<u32>(number));
     T *out = static_cast<T *>(a.out) + slice.out + place * a.out_step;
     const T *src = static_cast<const T *>(a.src) + slice.src;
     T value = *out;
@@ -154,7 +166,7 @@ template <class T> REE_INLINE void ree_scatter_sorted(const ree_scatter_args &a)
         for (int i = 0; i < AT_ONCE; i++) {
             is_same = at + i < a.n && static_cast<i64>(found[i] >> 32) == place;
             if (is_same)
-                value = ree_reduced(value, values[i], a.reduce);
+                value = ree_reduced(value, values[i]);
         }
     }
     *out = value;

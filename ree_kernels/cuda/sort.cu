@@ -1,8 +1,8 @@
 /* Stable argsort and top-k selection of rows.
  *
- * Keys become unsigned integers in the wanted order (NaN above everything, -0 equal to +0, bits flipped to descend), and
- * items (key, index) are sorted, no two of which are equal: any network, any merge gives the one result. A block sorts a
- * tile in shared memory, or selects its first few; sorted tiles of longer rows are merged pairwise, launch by launch.
+ * Keys become unsigned integers in the wanted order (NaN above everything, -0 equal to +0, bits flipped to descend),
+ * and items (key, index) are sorted, no two of which are equal: any network, any merge gives the one result. A block
+ * sorts a tile in shared memory, or selects its first few; sorted tiles of longer rows are merged pairwise.
  * A narrow item is key * 2^32 + index in one word, a wide one has 64 bits for each.
  */
 #include "ree.cuh"
@@ -10,7 +10,7 @@
 
 enum { SORT_TARGET = 12, ITEMS_PER_THREAD = 4 };
 
-/* Rows of n, from keys x (element (row, i) at row * x_row + i * x_step) or, if that is null, items of an earlier launch.
+/* Rows of n, from keys x (element (row, i) at row * x_row + i * x_step) or, if that is null, items of another launch.
  * A row is `tiles` tiles of 2^tile_bits. The first `keep` of each, at most 2^run_bits, go to `kept`, tile after tile,
  * or, if that is null and a row is one tile, their indices to `out`. Places behind a row's end hold items behind all.
  * dtype: its number, or SORT_TARGET: i64 indices into an axis of `extent`, which wrap; one outside counts as `extent`
@@ -26,9 +26,9 @@ struct ree_sort_tiles_args {
     i64 dtype, flip, extent;
 };
 
-/* Rows of n items in sorted runs, of which every second is merged with the next, REE_SORT_MERGED places by a block, which
- * divide n and the run. Only a row's last run has items behind all, so that no two that meet are equal. To `merged` or,
- * if that is null, the indices of the first k to `out`; blocks: of a row. */
+/* Rows of n items in sorted runs, of which every second is merged with the next, by blocks of REE_SORT_MERGED places,
+ * which divide n and the run. Only a row's last run has items behind all, so that no two that meet are equal. To
+ * `merged` or, if that is null, the indices of the first k to `out`; blocks: of a row. */
 struct ree_sort_merge_args {
     const void *items;
     void *merged;
@@ -88,9 +88,9 @@ template <class T> REE_INLINE void ree_exchange(T *items, int pairs, int stride,
     }
 }
 
-/* Merge neighbouring sorted runs of size / 2, all items at once (Batcher's bitonic network, every run upwards: the first
- * step compares mirrored places) or, if `is_bitonic`, sort runs of `size` that pruning has left. Steps of strides up to
- * 32 stay in the 64 items of a warp, which waits for others only before them. */
+/* Merge neighbouring sorted runs of size / 2, all items at once (Batcher's bitonic network, every run upwards: the
+ * first step compares mirrored places) or, if `is_bitonic`, sort runs of `size` that pruning has left. Steps of strides
+ * up to 32 stay in the 64 items of a warp, which waits for others only before them. */
 template <class T> REE_INLINE void ree_merge_runs(T *items, int count, int size, bool is_bitonic)
 {
     bool is_new = is_bitonic || size == 2; /* other threads wrote last */
@@ -170,10 +170,10 @@ REE_KERNEL(ree_sort_tiles_wide, ree_sort_tiles_args, 1024) { ree_sort_tiles<ree_
 
 /* -- merging sorted runs --------------------------------------------------------------------------------- */
 #ifndef REE_SORT_MERGED
-#define REE_SORT_MERGED 1024
+#define REE_SORT_MERGED 1024 /* places that a block merges */
 #endif
 
-/* How many of the first d items of two merged runs come from the first one, by a warp: each step cuts the range in 33. */
+/* How many of the first d items of two merged runs come from x, by a warp: each step cuts the range in 33. */
 template <class T> REE_INLINE i64 ree_split(const T *x, i64 x_n, const T *y, i64 y_n, i64 d)
 {
     i64 low = d < y_n ? 0 : d - y_n, high = d < x_n ? d : x_n;
@@ -225,7 +225,8 @@ template <class T> REE_INLINE void ree_sort_merge(const ree_sort_merge_args &a)
     for (int i = thread; i < REE_SORT_MERGED; i += blockDim.x) {
         const T item = items[i];
         const bool is_x = i < x_here;
-        const int others = is_x ? ree_rank(items + x_here, REE_SORT_MERGED - x_here, item) : ree_rank(items, x_here, item);
+        const T *others_at = is_x ? items + x_here : items;
+        const int others = ree_rank(others_at, is_x ? REE_SORT_MERGED - x_here : x_here, item);
         const i64 at = place + (is_x ? i : i - x_here) + others;
         if (a.merged != nullptr)
             static_cast<T *>(a.merged)[row * a.n + at] = item;

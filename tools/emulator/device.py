@@ -125,7 +125,7 @@ class Emulator:
     """A CUDA device on the CPU; see `ree_kernels.cuda.Device`. Launches return when the kernel is done.
 
     memory_bytes: beyond which `allocate` raises DeviceMemoryError. seed: of the orders in which threads run.
-    workers: OS threads that blocks are run by, up to 8.
+    workers: OS threads that blocks are run by, up to 8. slow_doubles: what programs are planned for.
     """
 
     name = "emulator"
@@ -138,11 +138,12 @@ class Emulator:
         memory_bytes: int = 8 << 30,
         seed: int = 0,
         workers: int = 2,
+        slow_doubles: bool = False,
     ) -> None:
         self.capability, self.multiprocessors, self.memory_bytes = capability, multiprocessors, memory_bytes
         self.shared_bytes_max = 227 << 10
         self.compiler = _compiler()
-        self.seed, self.workers = seed, workers
+        self.seed, self.workers, self.slow_doubles = seed, workers, slow_doubles
         self._allocated: dict[int, int] = {}
 
     def compile(self, text: str) -> bytes:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from ree_kernels.cuda import Device
 
 CHUNK = 256
-_REGISTERS = 65536  # of a multiprocessor
 _RESERVED_BYTES = 1024  # of shared memory, for each block
 _WARPS_FULL = 8  # on a multiprocessor: with so many, their chains hide all latencies
 _START_K = 64  # what a block's start and end take, as so many more k's
@@ -17,7 +16,8 @@ _START_K = 64  # what a block's start and end take, as so many more k's
 class Tile(NamedTuple):
     """What a block computes: m x n results of a thread, 8 x 4 threads of a warp, warps along rows and columns.
 
-    k: of a slice; stages: slices in shared memory; registers: of a thread; speed: of the device's FMAs, a guess.
+    k: of a slice; stages: slices in shared memory; blocks: for which a multiprocessor is to have registers; speed: a
+    guess, of the device's FMAs.
     """
 
     m: int
@@ -26,7 +26,7 @@ class Tile(NamedTuple):
     warps_n: int
     k: int
     stages: int
-    registers: int
+    blocks: int
     speed: float
 
     @property
@@ -59,17 +59,18 @@ class Tile(NamedTuple):
             "REE_WARPS_N": self.warps_n,
             "REE_SLICE": self.k,
             "REE_STAGES": self.stages,
+            "REE_TILE_BLOCKS": self.blocks,
         }
 
 
 TILES = (
-    Tile(8, 16, 2, 2, 16, 2, 255, 0.85),
-    Tile(8, 16, 4, 1, 16, 2, 255, 0.85),
-    Tile(8, 8, 2, 2, 16, 2, 168, 0.75),
-    Tile(4, 8, 2, 2, 16, 3, 128, 0.6),
-    Tile(4, 4, 2, 2, 16, 3, 80, 0.45),
-    Tile(8, 4, 4, 1, 16, 2, 128, 0.5),
-    Tile(2, 4, 2, 2, 16, 4, 64, 0.3),
+    Tile(8, 16, 2, 2, 16, 2, 2, 0.85),
+    Tile(8, 16, 4, 1, 16, 2, 2, 0.85),
+    Tile(8, 8, 2, 2, 16, 2, 3, 0.75),
+    Tile(4, 8, 2, 2, 16, 3, 4, 0.6),
+    Tile(4, 4, 2, 2, 16, 3, 6, 0.45),
+    Tile(8, 4, 4, 1, 16, 2, 4, 0.5),
+    Tile(2, 4, 2, 2, 16, 4, 7, 0.3),
 )
 
 
@@ -77,11 +78,11 @@ def cost(device: Device, tile: Tile, blocks: int, k: int, shared_bytes: int) -> 
     """How long a grid of tiles takes, each over k, in FMAs of one multiprocessor; it tells tiles apart, no more."""
     each = -(-blocks // device.multiprocessors)
     by_memory = (device.shared_bytes_max + _RESERVED_BYTES) // (shared_bytes + _RESERVED_BYTES)
-    resident = max(1, min(each, by_memory, _REGISTERS // (tile.registers * tile.threads)))
+    resident = max(1, min(each, by_memory, tile.blocks))
     busy = min(1.0, resident * tile.warps_m * tile.warps_n / _WARPS_FULL)
     return each * tile.rows * tile.columns * (k + _START_K) / (tile.speed * busy)
 
 
-def fitting(device: Device, tiles: Sequence[Tile], more_bytes: int = 0, b_bytes: int = 4) -> list[Tile]:
-    """Those whose blocks the device has shared memory for, which they need so much more of."""
-    return [t for t in tiles if t.shared(True, b_bytes)[1] + more_bytes <= device.shared_bytes_max]
+def fitting(device: Device, tiles: Sequence[Tile], row_bytes: int, b_bytes: int = 4) -> list[Tile]:
+    """Those whose blocks the device has shared memory for; row_bytes: what else they keep there for each row."""
+    return [t for t in tiles if t.shared(True, b_bytes)[1] + row_bytes * t.rows <= device.shared_bytes_max]
