@@ -14,7 +14,7 @@ PY      := $(BIN)/python
 STAMPS  := $(VENV)/stamps
 SOURCES := pyproject.toml $(wildcard setup.py) $(wildcard ree_kernels/*.py) $(wildcard ree_kernels/c/*)
 
-.PHONY: help install demo test lint bench bench-quick fuzz storm exhaustive cross cross-quick clean
+.PHONY: help install demo test lint bench bench-quick gpu fuzz storm exhaustive cross cross-quick clean
 .DELETE_ON_ERROR:
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "make lint         ruff and mypy"
 	@echo "make bench        all benchmarks, results in benchmarks/results (about an hour)"
 	@echo "make bench-quick  the smallest of them (minutes)"
+	@echo "make gpu          on a machine with a GPU: its tests, all digests, and the figures of docs/GPU.md"
 	@echo "make fuzz         all that is read from outside, mutated 100,000 times each, and random graphs (an hour)"
 	@echo "make storm        10,000 clients who leave the server at every moment (a minute)"
 	@echo "make exhaustive   every univariate function on all 2^32 inputs (hours)"
@@ -107,6 +108,11 @@ bench-quick: $(STAMPS)/dev
 	$(PY) benchmarks/lm.py --quick
 	$(PY) benchmarks/lm_memory.py --quick
 	$(PY) benchmarks/lm_quality.py --quick
+	$(PY) benchmarks/gpu.py --emulate --no-digests
+
+gpu: $(STAMPS)/dev
+	$(PY) -m pytest -n0 -m gpu
+	$(PY) benchmarks/gpu.py
 
 fuzz: $(STAMPS)/test
 	$(PY) -m tests.fuzz_file $(FUZZ_COUNT)
@@ -122,6 +128,7 @@ storm: $(STAMPS)/test
 
 exhaustive: $(STAMPS)/test
 	$(PY) benchmarks/exhaustive.py
+	$(PY) benchmarks/exhaustive.py --narrow
 
 cross: $(STAMPS)/install
 	-./.ci/cross-tools

@@ -246,7 +246,8 @@ class Program(Outline):
                 for t, (dtype, name) in zip(tensors, declared, strict=True)
             ]
         else:
-            held = [_torch_memory(where.torch, t, *told) for t, told in zip(tensors, declared, strict=True)]
+            both = zip(where.aligned(tensors), declared, strict=True)
+            held = [_torch_memory(where.torch, tensor, *told) for tensor, told in both]
         binding = self._bind([shape for _, shape, _ in held])
         return held, tuple(binding[name] for name in self.graph.symbols)
 

@@ -46,8 +46,8 @@ int cuDeviceGetName(char *name, int length, int device) { return snprintf(name, 
 int cuDeviceTotalMem(size_t *n, int device) { return *n = (size_t)5 << 30, SUCCESS; }
 int cuDeviceGetAttribute(int *value, int attribute, int device)
 {
-    /* as cuda.h numbers them: multiprocessors, clock, L2, shared memory, capability */
-    const int known[][2] = {{16, 132}, {13, 1980000}, {38, 50 << 20}, {97, 227 << 10}, {75, 9}, {76, 0}};
+    /* as cuda.h numbers them: multiprocessors, clock, L2, shared memory, capability, f32 : f64 */
+    const int known[][2] = {{16, 132}, {13, 1980000}, {38, 50 << 20}, {97, 227 << 10}, {75, 9}, {76, 0}, {87, 2}};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (known[i][0] == attribute)
             return *value = known[i][1], SUCCESS;

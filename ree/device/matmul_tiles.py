@@ -121,9 +121,9 @@ def _choose_tile(
     found: list[tuple[float, int, TileChoice]] = []
     for number, tile in enumerate(TILES):
         for splits in _splits(multiprocessors, tile, m, n, k, items):
-            fit = _fit(shared_max, tile, a, b, tile.is_short(k), splits > 1)
-            if fit is not None:
-                stages, blocks, shared_bytes = fit
+            fitting = fit(shared_max, tile, a, b, tile.is_short(k), splits > 1)
+            if fitting is not None:
+                stages, blocks, shared_bytes = fitting
                 clocks = _clocks(multiprocessors, tile, blocks, splits, m, n, k, items)
                 found.append((clocks, number, TileChoice(tile, stages, blocks, splits, shared_bytes, tile.is_short(k))))
     return min(found)[2]
@@ -143,14 +143,20 @@ def _splits(multiprocessors: int, tile: Tile, m: int, n: int, k: int, items: int
         yield from {most, min(most, max(2, multiprocessors // tiles))}
 
 
-def _fit(shared_max: int, tile: Tile, a: Lies, b: Lies, is_short: bool, is_split: bool) -> tuple[int, int, int] | None:
+def fit(shared_max: int, tile: Tile, a: Lies, b: Lies, is_short: bool, is_split: bool) -> tuple[int, int, int] | None:
     """Stages, blocks that a multiprocessor then holds, and shared memory; None: not even one block fits."""
-    for blocks in range(tile.blocks, 0, -1):
+    for blocks in range(_blocks_by_registers(tile, a, is_split), 0, -1):
         for stages in range(tile.stages, 1, -1):
             shared_bytes = tile.shared_bytes(stages, a, b, is_short, is_split)
             if shared_bytes <= (shared_max + _RESERVED_BYTES) // blocks - _RESERVED_BYTES:
                 return stages, blocks, shared_bytes
     return None
+
+
+def _blocks_by_registers(tile: Tile, a: Lies, is_split: bool) -> int:
+    """Where strides of A are not known to the compiler, the code around the main loop can need more registers."""
+    is_simple = a is Lies.INNER or (tile.groups == 1 and not is_split)
+    return tile.blocks if is_simple else max(1, tile.blocks // 2)
 
 
 def _clocks(multiprocessors: int, tile: Tile, blocks: int, splits: int, m: int, n: int, k: int, items: int) -> float:
@@ -199,6 +205,7 @@ class Rows(NamedTuple):
 
 _UNDER_WAY_BYTES = 56 << 10  # that the blocks of a multiprocessor should wait for at a time
 _STAGE_BYTES = 20 << 10
+_CHUNKS_BYTES = 56 << 10  # that the chunks of a block take at least
 _ROWS_THREADS = 256  # of a block where there are enough blocks
 _ROWS_THREADS_MAX = 512
 _BLOCK_BYTES_MAX = 1 << 18  # of B: a block that reads more is shared out where there are few
@@ -214,12 +221,15 @@ def choose_rows(device: Device, m: int, n: int, k: int, is_bf16: bool) -> Rows:
     if 2 * blocks < device.multiprocessors and panels * PANEL * k * (2 if is_bf16 else 4) > _BLOCK_BYTES_MAX:
         splits = min(device.multiprocessors // blocks, -(-all_chunks // 4))
     threads = _ROWS_THREADS if blocks >= 2 * device.multiprocessors else _ROWS_THREADS_MAX
-    own = -(-all_chunks // splits)
-    chunks = -(-own // -(-own // max(1, threads // (panels * unit_threads))))  # as even as can be
+    rows = Rows(m if m <= 4 else -(-m // 4) * 4, panels, 1, 8, 2, 1, is_bf16)
     whole_warps = 32 // math.gcd(32, panels * unit_threads)
+    by_memory = _CHUNKS_BYTES // rows.shared_bytes
+    at_once = max(whole_warps, min(threads // (panels * unit_threads), by_memory) // whole_warps * whole_warps)
+    own = -(-all_chunks // splits)
+    chunks = -(-own // -(-own // at_once))  # as even as can be
     chunks = -(-chunks // whole_warps) * whole_warps
     splits = min(splits, -(-all_chunks // chunks))
-    rows = Rows(1 << (m - 1).bit_length(), panels, chunks, 32, 2, splits, is_bf16)
+    rows = rows._replace(chunks=chunks, splits=splits, step=32)
     while rows.step > 8 and rows.stage_bytes > _STAGE_BYTES:
         rows = rows._replace(step=rows.step // 2)
     resident = max(1, min(4, blocks * splits // device.multiprocessors))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 CPU = "cpu"
 _LINE_BYTES = 64
+ALIGN_BYTES = 16  # of what a device's kernels read at once
 _NAME = re.compile(r"cuda(?::(\d{1,3}))?")
 
 
@@ -211,6 +212,11 @@ class Place:
 
     def __exit__(self, *_: object) -> None:
         self.device.signal(self._stream)
+
+    def aligned(self, tensors: Sequence[Any]) -> list[Any]:
+        """The tensors, those that kernels cannot read as they lie copied."""
+        dense = [tensor.contiguous() for tensor in tensors]
+        return [tensor.clone() if tensor.data_ptr() % ALIGN_BYTES else tensor for tensor in dense]
 
     def on_host(self, tensors: Sequence[Any]) -> list[Any]:
         """The tensors, copied to the host."""

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from ree.device.planner import DevicePlanner
 
 _BATCH_AXES_MAX = 4
-_OFFSET_BYTES_MAX = 1 << 31  # from the first to the last element that a tile reads in a step
-_OUTER_MAX, _K_MAX = 256, 9 * CHUNK  # the most rows or columns of a tile, and k from a step's first to its last
+_EXTENT_MAX = 1 << 30
+_PANELS_K_MAX = 1 << 22
+_OFFSET_BYTES_MAX = 1 << 31  # from the first to the last element that a block reads in a step
+_OUTER_MAX = 256  # rows or columns of a tile
+_K_MAX, _ROWS_K_MAX = 9 * CHUNK, 129 * CHUNK  # k from a step's first to its last
 _SUMS_BLOCK = 256
 
 
@@ -58,8 +61,11 @@ def matmul(p: DevicePlanner, value: int, epilogue: Epilogue | None) -> list[Step
 
         return matmul_i8(p, value)
     product, copies = _product(p, value)
-    is_panels = product.b.lies in (Lies.PANELS, Lies.PANELS_BF16)
-    if is_panels and product.m <= ROWS_MAX:
+    m, n, k, _, a, b = product
+    is_panels = b.lies in (Lies.PANELS, Lies.PANELS_BF16)
+    if max(m, n, k) > _EXTENT_MAX or (is_panels and k > _PANELS_K_MAX):
+        return None
+    if is_panels and m <= ROWS_MAX and 4 * a.k * _ROWS_K_MAX < _OFFSET_BYTES_MAX:
         return copies + _rows(p, value, epilogue, product)
     return copies + _tiles(p, value, epilogue, product)
 
@@ -206,7 +212,7 @@ def _product(p: DevicePlanner, value: int) -> tuple[_Product, list[Step]]:
 def _is_readable(layout: Layout) -> bool:
     """Whether a kernel can walk the two last axes: no stride is negative, offsets within a tile fit in 32 bits."""
     strides = layout.strides
-    reach = 4 * max(_OUTER_MAX, _K_MAX) * (strides[-2] + strides[-1])
+    reach = 4 * max(_OUTER_MAX * strides[-2] + _K_MAX * strides[-1], _OUTER_MAX * strides[-1] + _K_MAX * strides[-2])
     return min(strides) >= 0 and reach < _OFFSET_BYTES_MAX
 
 

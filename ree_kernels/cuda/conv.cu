@@ -1,16 +1,17 @@
-/* Convolution of up to three spatial axes as an implicit matrix product: rows are output pixels, columns output channels.
+/* Convolution of up to three spatial axes as an implicit matrix product: rows are output pixels, columns output
+ * channels.
  *
  * out[pixel, o] = dot over k of operand * weight, k = tap * channels + channel of the group, taps in C order of the
- * kernel; an operand outside the input is +0 and is multiplied. Operands are gathered straight into shared memory, never
- * a whole im2col. What a tap reads is a place relative to that of the pixel; k -> place stands in a table, so that no
- * thread divides by extents of the kernel.
+ * kernel; an operand outside the input is +0 and is multiplied. Operands are gathered straight into shared memory,
+ * never a whole im2col. What a tap reads is a place relative to that of the pixel; k -> place stands in a table, so
+ * that no thread divides by extents of the kernel.
  *
  * REE_CONV_FOURS: four k's lie side by side in x (channels last, a multiple of 4), aligned; else they come one by one.
- * REE_CONV_PADDED: some operand may be outside; else no place is checked.
- * REE_CONV_TRANSPOSED: the pixel at y reads (y + pad - tap * dilation) / stride where that divides evenly. With
- * y + pad = stride * place + phase a tap has a phase and a place, too: it is hit where the phases agree. Rows are ordered
- * by phase, and a block of one phase leaves out whole taps of others, if all weights are finite: +0 times such a weight
- * changes no chain but the sign of a zero, which adding it to a total that began at +0 takes away.
+ * REE_CONV_PADDED: some operand may be outside; else no place is checked. REE_CONV_TRANSPOSED: the pixel at y reads (y
+ * + pad - tap * dilation) / stride where that divides evenly. With y + pad = stride * place + phase a tap has a phase
+ * and a place, too: it is hit where the phases agree. Rows are ordered by phase, and a block of one phase leaves out
+ * whole taps of others, if all weights are finite: +0 times such a weight changes no chain but the sign of a zero,
+ * which adding it to a total that began at +0 takes away.
  */
 #include "ree.cuh"
 #include "epilogue.cuh"
@@ -166,7 +167,7 @@ REE_KERNEL(ree_conv, ree_conv_args, TILE_BOUNDS)
     const tile_place tile = tile_place_of(blockIdx.x, a.row_tiles, a.column_tiles);
     const i64 group = blockIdx.y, part = blockIdx.z;
     for (int r = static_cast<int>(threadIdx.x); r < TILE_ROWS; r += TILE_THREADS) {
-        const i64 row = tile.row + r < a.rows ? tile.row + r : a.rows - 1; /* results of the last one alone are stored */
+        const i64 row = tile.row + r < a.rows ? tile.row + r : a.rows - 1; /* copies of the last one are not stored */
         const conv_pixel pixel = conv_pixel_of(a, row);
         rows.offset[r] = pixel.offset;
         rows.out[r] = tile.row + r < a.rows ? pixel.out : -1;

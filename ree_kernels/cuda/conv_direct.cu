@@ -1,8 +1,8 @@
 /* Convolution in many small groups, above all depthwise: a thread computes the outputs of a few pixels from memory.
  *
  * Such a convolution does few FMAs for each operand, so memory is the bound, and a tile would be mostly padding. Lanes
- * walk along output channels, which lie side by side; a weight is read once for REE_CONV_PIXELS pixels, and neighbouring
- * pixels find their common operands in L1. The order, padding and macros are those of conv.cu.
+ * walk along output channels, which lie side by side; a weight is read once for REE_CONV_PIXELS pixels, and
+ * neighbouring pixels find their common operands in L1. The order, padding and macros are those of conv.cu.
  *
  * REE_CONV_FOURS: one input and one output channel a group; a thread computes four of them.
  */

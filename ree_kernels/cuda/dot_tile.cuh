@@ -1,9 +1,9 @@
 /* `dot` for a tile of rows x columns by a block: the order of ree_kernels/c/dot.h, from operands in shared memory.
  *
- * Of each result a chain of FMAs runs over a chunk of 256 k in registers; chunk sums are added to a total, which waits in
- * shared memory meanwhile. So all registers are chains: 8 x 16 of them let a thread do 128 FMAs for 24 floats that it
- * reads, where 8 x 8 would need all that shared memory gives to an SM with 128 FMA lanes (sm_86 and later). Two blocks of
- * four warps fit an SM; each warp has FMAs enough to cover its own latencies.
+ * Of each result a chain of FMAs runs over a chunk of 256 k in registers; chunk sums are added to a total, which waits
+ * in shared memory meanwhile. So all registers are chains: 8 x 16 of them let a thread do 128 FMAs for 24 floats that
+ * it reads, where 8 x 8 would need all that shared memory gives to an SM with 128 FMA lanes (sm_86 and later). Two
+ * blocks of four warps fit an SM; each warp has FMAs enough to cover its own latencies.
  *
  * A lies as rows of REE_SLICE k (16 bytes that are copied stay together), 16 bytes of padding behind each: lanes read
  * float4 of 8 rows, which fall into all 32 banks. B lies as rows of columns. Slices come by cp.async, REE_STAGES - 1
@@ -117,7 +117,8 @@ REE_INLINE void tile_slice(tile_chains &chain, const f32 *a, const tile_b *b)
     }
 }
 
-/* Ends a chunk: totals += chains, from +0 if `first`; new chains begin. totals: from the thread's first row and column. */
+/* Ends a chunk: totals += chains, from +0 if `first`; new chains begin. totals: from the thread's first row and column.
+ * */
 REE_INLINE void tile_add_chunk(tile_chains &chain, f32 *totals, bool first)
 {
 #pragma unroll

@@ -1,7 +1,7 @@
 /* Rows times one of several matrices, which each row chooses: rows of one expert together, as tiles of dot_tile.cuh.
  *
- * ree_experts_group, one block, orders the rows by expert and cuts each expert's into tiles; ree_experts has a block for
- * each tile and each of its column tiles. Which rows share a tile, and in which order, changes no result.
+ * ree_experts_group, one block, orders the rows by expert and cuts each expert's into tiles; ree_experts has a block
+ * for each tile and each of its column tiles. Which rows share a tile, and in which order, changes no result.
  *
  * REE_EXPERTS_FOURS: x's rows lie side by side in fours, aligned; else element by element.
  */

@@ -1,7 +1,7 @@
 /* Rows times one of several matrices where rows are few: a block takes one row and some columns of its expert's matrix.
  *
- * The matrix's way from memory is the bound: lanes walk along columns, 4 to 16 bytes each, warps share out the chunks of
- * k, and loads of many k's are in flight before the first is used. Chunk sums meet in shared memory.
+ * The matrix's way from memory is the bound: lanes walk along columns, 4 to 16 bytes each, warps share out the chunks
+ * of k, and loads of many k's are in flight before the first is used. Chunk sums meet in shared memory.
  */
 #include "ree.cuh"
 

@@ -1,8 +1,8 @@
 /* Folds, in the order that their meaning fixes (docs/SPEC.md, "Folds"): by one thread, and by all threads of a block.
  *
  * A block's fold is called by all its threads, with the same n and the same meaning of f; f(k) is asked for by one
- * thread for each k. Every thread gets the result, and shared memory may be used again when it is there. AHEAD: how many
- * evaluations of f are unrolled, so that their loads are under way together.
+ * thread for each k. Every thread gets the result, and shared memory may be used again when it is there.
+ * AHEAD: how many evaluations of f are unrolled, so that their loads are under way together.
  */
 #ifndef REE_FOLDS_CUH
 #define REE_FOLDS_CUH
@@ -209,7 +209,8 @@ REE_INLINE f32 ree_shuffle(f32 a, int mask) { return __shfl_xor_sync(REE_ALL_LAN
 REE_INLINE f64 ree_shuffle(f64 a, int mask) { return __shfl_xor_sync(REE_ALL_LANES, a, mask); }
 REE_INLINE bool ree_shuffle(bool a, int mask) { return __shfl_xor_sync(REE_ALL_LANES, static_cast<i32>(a), mask) != 0; }
 
-template <class T, int AHEAD, class F, class J> REE_INLINE T ree_block_reduce(i64 n, void *shared, T neutral, F f, J join)
+template <class T, int AHEAD, class F, class J>
+REE_INLINE T ree_block_reduce(i64 n, void *shared, T neutral, F f, J join)
 {
     T *parts = static_cast<T *>(shared);
     T result = neutral;

@@ -18,10 +18,10 @@
 struct ree_matmul_args {
     const f32 *a;
     const void *b;
-    f32 *sums;         /* split: [chunk][rows][n] */
-    i64 m, n, k, rows; /* rows: m of all batch items together */
-    i64 a_row, a_k, b_k, b_col;  /* strides in elements; b_col is from panel to panel where B has panels */
-    i64 splits;                  /* how many blocks share the rounds of a tile */
+    f32 *sums;                  /* split: [chunk][rows][n] */
+    i64 m, n, k, rows;          /* rows: m of all batch items together */
+    i64 a_row, a_k, b_k, b_col; /* strides in elements; b_col is from panel to panel where B has panels */
+    i64 splits;                 /* how many blocks share the rounds of a tile */
     i64 batch[4], a_batch[4], b_batch[4];
     ree_epilogue_args e;
 };
@@ -97,8 +97,8 @@ REE_INLINE void add_to_totals(f32 *totals, const place &p, const f32 (&acc)[TM][
 
 /* Which tile of which batch item a block has, and which share of its rounds. */
 struct tile {
-    i64 item;
-    int row, col, split;
+    u32 item, split;
+    int row, col;
 };
 
 REE_INLINE tile tile_of(const ree_matmul_args &a, u32 block)
@@ -110,7 +110,7 @@ REE_INLINE tile tile_of(const ree_matmul_args &a, u32 block)
     const u32 left = along_m - band * BAND, height = left < BAND ? left : BAND;
     t.row = static_cast<int>((band * BAND + place % height) * BM);
     t.col = static_cast<int>(place / height * BN);
-    t.split = static_cast<int>(rest % static_cast<u32>(a.splits));
+    t.split = rest % static_cast<u32>(a.splits);
     t.item = rest / static_cast<u32>(a.splits);
     return t;
 }
@@ -119,13 +119,16 @@ REE_INLINE tile tile_of(const ree_matmul_args &a, u32 block)
  * kept in registers through the main loop. */
 REE_INLINE u32 again(u32 x) { return __shfl_sync(REE_ALL_LANES, x, static_cast<int>(threadIdx.x % REE_WARP)); }
 
-REE_INLINE i64 batch_offset(const ree_matmul_args &a, const i64 (&strides)[4], i64 item)
+REE_INLINE i64 batch_offset(const ree_matmul_args &a, const i64 (&strides)[4], u32 item)
 {
     i64 offset = 0;
 #pragma unroll
     for (int axis = 3; axis >= 0; axis--) {
-        offset += item % a.batch[axis] * strides[axis];
-        item /= a.batch[axis];
+        if (item == 0)
+            break;
+        const u32 extent = static_cast<u32>(a.batch[axis]);
+        offset += item % extent * strides[axis];
+        item /= extent;
     }
     return offset;
 }
@@ -230,15 +233,18 @@ REE_KERNEL(ree_matmul, ree_matmul_args, BOUNDS)
                                                   (operand_b::is_panel ? t.col / REE_PANEL : t.col) * a.b_col);
     int left = ree_difference(a.k, first_k), to = 0, round_left = CHUNK_STEPS;
 
-    /* begin to copy the step that comes after those that have been begun */
-    auto copy_step = [&]() {
-        if (GROUPS > 1 && left >= ROUND) {
+    /* begin to copy A, then B, of the step that comes after those that have been begun */
+    auto copy_step_a = [&]() {
+        if (GROUPS > 1 && left >= ROUND)
             copy_a.copy<true>(stages + to, thread, from_a, left);
-            copy_b.copy<true>(stages + to + operand_a::stage_bytes, thread, from_b, left);
-        } else {
+        else
             copy_a.copy<false>(stages + to, thread, from_a, left);
+    };
+    auto copy_step_b = [&]() {
+        if (GROUPS > 1 && left >= ROUND)
+            copy_b.copy<true>(stages + to + operand_a::stage_bytes, thread, from_b, left);
+        else
             copy_b.copy<false>(stages + to + operand_a::stage_bytes, thread, from_b, left);
-        }
         ree_copy_commit();
         to = to + STAGE_BYTES == RING_BYTES ? 0 : to + STAGE_BYTES;
         from_a += STEP * copy_a.k_bytes;
@@ -295,7 +301,7 @@ REE_KERNEL(ree_matmul, ree_matmul_args, BOUNDS)
         add_to_totals(totals, p, acc, true);
 #pragma unroll
     for (int stage = 0; stage < STAGES - 1; stage++)
-        copy_step();
+        copy_step_a(), copy_step_b();
     if (CARRIED) {
         await_step();
         read(0, 0);
@@ -308,7 +314,7 @@ REE_KERNEL(ree_matmul, ree_matmul_args, BOUNDS)
         for (int step = (round_k + STEP - 1) / STEP; step > 0; step--) {
             if (!CARRIED) {
                 await_step();
-                copy_step();
+                copy_step_a(), copy_step_b();
                 read(0, 0);
             }
 #pragma unroll
@@ -318,7 +324,9 @@ REE_KERNEL(ree_matmul, ree_matmul_args, BOUNDS)
                 if (CARRIED || k < STEP - 1)
                     read((k + 1) % 2, (k + 1) % STEP);
                 if (CARRIED && k == 0)
-                    copy_step();
+                    copy_step_a();
+                if (CARRIED && k == STEP / 2)
+                    copy_step_b();
 #pragma unroll
                 for (int i = 0; i < TM; i++)
 #pragma unroll

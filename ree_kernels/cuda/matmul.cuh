@@ -36,6 +36,7 @@ template <int outer, int k_step, int chunks, int threads, int mode> struct ree_m
         is_panel = mode == REE_LIES_PANELS || mode == REE_LIES_PANELS_BF16,
         is_bf16 = mode == REE_LIES_PANELS_BF16,
         is_by_k = mode == REE_LIES_STRIDED || mode == REE_LIES_INNER,
+        has_fixed_k = is_panel || mode == REE_LIES_INNER, /* from k to k, that is */
         item_bytes = is_bf16 ? 2 : 4,
         width = is_bf16 ? 8 : mode == REE_LIES_PANELS || mode == REE_LIES_OUTER16 ? 4 : 1, /* elements of a copy */
         chunk_parts = outer * k_step / width,
@@ -98,13 +99,16 @@ template <int outer, int k_step, int chunks, int threads, int mode> struct ree_m
     template <bool all> REE_INLINE void copy(char *stage, int thread, const char *source, int left) const
     {
         char *const to = stage + target;
+        int k_more = 0;
 #pragma unroll
         for (int i = 0; i < copies; i++) {
+            if (!has_fixed_k && k_of(i * threads) != k_more) /* step by step: products of strides would cost registers */
+                source += (k_of(i * threads) - k_more) * k_bytes;
+            k_more = k_of(i * threads);
             if (!has(thread, i))
                 continue;
-            const int k_more = k_of(i * threads);
             const bool inside = all || k_first < left - k_more;
-            const char *const from = source + offset[i] + k_more * k_bytes;
+            const char *const from = source + offset[i] + (has_fixed_k ? k_more * k_bytes : 0);
             if (is_bf16)
                 ree_copy_async16(to + 16 * i * threads, from, inside);
             else if (width == 4)

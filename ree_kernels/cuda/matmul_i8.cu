@@ -1,19 +1,19 @@
-/* C = A B of signed bytes in 32-bit integers, exact modulo 2^32, B packed: by tensor cores. Sums of integers have no order.
+/* C = A B of signed bytes in 32-bit integers, exact modulo 2^32, B packed: by tensor cores. Sums of integers have no
+ * order.
  *
- * The products are computed transposed: an mma's left operand are 16 columns of B, its right one 8 rows of A. For it a lane
- * holds four k's in two places; which ones does not matter, if both operands agree. So a lane reads of a row of A 16 bytes
- * side by side, which are its parts of two mma as they stand in registers, and of B, which is packed in the order of
- * fragments, 16 bytes for each of the two. Eight lanes read 128 bytes side by side: no bank of shared memory is asked
- * twice, and packed B comes from memory in whole lines.
+ * The products are computed transposed: an mma's left operand are 16 columns of B, its right one 8 rows of A. For it a
+ * lane holds four k's in two places; which ones does not matter, if both operands agree. So a lane reads of a row of A
+ * 16 bytes side by side, which are its parts of two mma as they stand in registers, and of B, which is packed in the
+ * order of fragments, 16 bytes for each of the two. Eight lanes read 128 bytes side by side: no bank of shared memory
+ * is asked twice, and packed B comes from memory in whole lines.
  *
  * Packed B: for each 16 columns, for each 64 k (a slice, filled up with zeros), for each of two mma, for each lane
  * 4 g + t, whose first k is 16 t + 8 * mma: four of column g, of column g + 8, then the next four k's of both.
  *
  * ree_matmul_i8: a tile of C by a block, slices of A and B in shared memory, REE_I8_STAGES - 1 of them ahead.
  * ree_matmul_i8_few: up to 32 rows, where B's way from memory is the bound: warps share out the slices, B goes straight
- * to registers, many loads ahead.
- * ree_matmul_i8_sum adds the parts of k that different blocks computed; ree_matmul_i8_rows copies rows of A that are not
- * aligned to 16 bytes, or whose elements are not side by side.
+ * to registers, many loads ahead. ree_matmul_i8_sum adds the parts of k that different blocks computed;
+ * ree_matmul_i8_rows copies rows of A that are not aligned to 16 bytes, or whose elements are not side by side.
  */
 #include "ree.cuh"
 
@@ -127,7 +127,7 @@ struct i8_copies {
             ree_copy_async16(to, from, exists & (n * ROWS_APART < rows_left));
         from = b + slice * B_TILE;
 #pragma unroll
-        for (int n = 0; n < TILE_N / ROWS_APART; n++, to += ROWS_APART * SLICE, from += ROWS_APART / 16 * slices * B_TILE)
+        for (int n = 0; n < TILE_N / ROWS_APART; n++, to += ROWS_APART * SLICE, from += ROWS_APART * slices * SLICE)
             ree_copy_async16(to, from, n * ROWS_APART < columns_left);
     }
 };

@@ -7,7 +7,7 @@
  * sums are added in order; with REE_MATMUL_SPLIT blocks share out the rounds, and ree_chunk_sums adds the chunk sums.
  *
  * Macros: REE_MATMUL_ROWS: rows that are computed, of which a.m are stored; _PANELS, _CHUNKS, _STEP (a multiple of 8),
- * _STAGES; _BF16: B is; _A16: rows of A lie side by side and are aligned to 16 bytes; _SPLIT. Powers of two but STAGES.
+ * _STAGES; _BF16: B is; _A16: rows of A lie side by side and are aligned to 16 bytes; _SPLIT.
  */
 #include "ree.cuh"
 #include "epilogue.cuh"

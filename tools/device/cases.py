@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
+import torch
 
 from ree.device.images import errors
 from ree.device.planner import fused_step
@@ -48,11 +49,17 @@ def full() -> Iterator[Case]:
     for case in elements.full():
         if _is_printed(case):
             yield Case(case.name, lambda device, case=case: _printed(case, device))  # type: ignore[misc]
-    for case in (*models.full(), *language.full(), language.wrong_expert()):
+    for case in (*models.full(), *language.full(), language.wrong_expert(), deep_convolution()):
         yield from _program_cases(case)
     for architecture in streamed.OWN:
         for dtype in ("fp32", "bf16", "int8"):
             yield generation(architecture, dtype, TOKENS)
+
+
+def deep_convolution() -> CrossCase:
+    """Few places, many channels: chunks go to blocks of their own."""
+    torch.manual_seed(7)
+    return models.case("deep convolution", torch.nn.Conv2d(96, 20, 3), models.hard(1, 96, 4, 4))
 
 
 # -- element programs, one by one --------------------------------------------------------------
