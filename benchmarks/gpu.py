@@ -1,9 +1,9 @@
 """A CUDA device: digests against the CPU's, then matrix products, models, attention, decoding, commitments, hashing.
 
-One call fills the table of docs/BENCHMARKS.md: `python benchmarks/gpu.py` on a machine with a GPU, the project there
-(`pip install .[cuda,hf]`, or the kernels built in place by `python -m ree_kernels.build`) and torch with CUDA for the
-peers. Times are medians of runs by the device's events, ours and the peer's in turn, the second cache flushed before
-each. `--emulate` runs all of it in small on the emulated device, where times mean nothing.
+One call fills the table of docs/GPU.md: `python benchmarks/gpu.py` on a machine with a GPU, gcc, torch with CUDA for
+the peers, and the packages of `pip install .[cuda,hf]`; kernels for the CPU are built in place where there are none.
+Times are medians of runs by the device's events, ours and the peer's in turn, the second cache flushed before each.
+`--emulate` runs all of it in small on the emulated device, where times mean nothing.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Bench:
 
     def row(self, kind: str, name: str, figure: float | None, **details: Any) -> None:
         target = TARGETS[kind]
-        met = None if figure is None else figure >= target if target > 0 else figure <= -target
+        met = None if figure is None or self.small else figure >= target if target > 0 else figure <= -target
         self.rows.append({"kind": kind, "name": name, "figure": figure, "target": target, "met": met, **details})
         print(f"{kind:10} {name:44} {'-' if figure is None else f'{figure:.3f}'}", flush=True)
 
@@ -280,6 +280,18 @@ def digests(quick: bool) -> list[str]:
     return check(quick, json.loads(DIGESTS.read_text()))
 
 
+def build() -> None:
+    """Compile the processor's kernels in place where they are not there: a copy of the sources is enough."""
+    import ree_kernels.cpu as cpu
+    from ree_kernels import KernelError
+    from ree_kernels import build as builder
+
+    try:
+        cpu.runtime()
+    except KernelError:
+        builder.main([])
+
+
 @contextlib.contextmanager
 def chosen_device(emulate: bool) -> Iterator[Any]:
     from ree_kernels import cuda
@@ -312,6 +324,7 @@ def main() -> None:
     options = parser.parse_args()
     small = options.emulate or options.quick
     options.quick = small
+    build()
     with chosen_device(options.emulate) as device:
         wrong = [] if options.no_digests else digests(small)
         b = Bench(device, 1 if small else 15, small)
