@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ree.device.step import Args, Epilogue, Step
@@ -28,7 +28,8 @@ _EXTENT_MAX = 1 << 30
 _SCRATCH_PART = 16  # of the device's memory, the most that one operator takes as scratch memory
 
 # the tiles' kernel, ree_kernels/cuda/attention.cu
-_TILE_THREADS = 128
+_TILE_FORMS = ((4, 2), (8, 2), (4, 4))  # warps of a block, and of these those along keys
+_TILE_WARPS_WANTED = 8  # of a multiprocessor: fewer do not cover each other's latencies
 _TILED_ROWS_MIN = 32  # over a cache: of a sequence in a stretch
 _STRETCH_TOKENS_MIN = 4
 
@@ -144,26 +145,31 @@ def _exp_text(program: Program) -> str:
 
 @dataclass(frozen=True)
 class _Tile:
-    """A form of the tiles' kernel. warps_n: of four warps, those along keys; kept: scores stay in scratch memory."""
+    """A form of the tiles' kernel. warps: of a block, warps_n of them along keys; kept: scores stay in memory."""
 
     d: int
     d_v: int
+    warps: int
     warps_n: int
     kept: bool = True
 
     @staticmethod
     def of(source: _Source) -> _Tile | None:
         """The form for these operands; None if the device has not the shared memory."""
-        forms = [_Tile(source.d, source.d_v, warps_n) for warps_n in (2, 4) if source.d_v <= 64 * warps_n]
+        forms = [_Tile(source.d, source.d_v, *form) for form in _TILE_FORMS if source.d_v <= 64 * form[1]]
         fitting = [form for form in forms if source.d <= _COMPONENTS_MAX and form.fits(source)]
-        return fitting[0] if fitting else None
+        return max(fitting, key=lambda form: min(form.warps * form.blocks(source), _TILE_WARPS_WANTED), default=None)
 
     def fits(self, source: _Source) -> bool:
         return self.shared_bytes <= source.p.device.shared_bytes_max
 
     @property
+    def threads(self) -> int:
+        return 32 * self.warps
+
+    @property
     def rows(self) -> int:
-        return 128 // self.warps_n
+        return 32 * (self.warps // self.warps_n)
 
     @property
     def step(self) -> int:
@@ -178,17 +184,17 @@ class _Tile:
     def shared_bytes(self) -> int:
         """As in attention.cu."""
         keys, columns = 64 * self.warps_n, 32 * self.warps_n * self.value_fours
-        scores = self.rows * _padded(self.d) + 2 * keys * 32 + 8 * _TILE_THREADS
+        scores = self.rows * _padded(self.d) + 2 * keys * 32 + 8 * self.threads
         weights = 2 * self.rows * (self.step + 4) if self.kept else self.rows * (keys + 4)
         values = weights + 2 * self.step * columns + self.rows * columns
-        facts_bytes = _round_up(104 + 40 * self.rows + 64 // self.warps_n, 16)
+        facts_bytes = _round_up(104 + 40 * self.rows + self.rows // 2, 16)
         return facts_bytes + _FLOAT_BYTES * (max(scores, values) if self.kept else scores + values)
 
     def blocks(self, source: _Source) -> int:
         """Of a multiprocessor: as many as its shared memory and the registers of what they compute allow."""
         by_memory = (source.p.device.shared_bytes_max + 1024) // (self.shared_bytes + 1024)
-        by_registers = 2 if not self.kept else 4 if self.value_fours == 1 and source.is_plain else 3
-        return max(1, min(by_memory, by_registers))
+        warps = 8 if not self.kept else 16 if self.value_fours == 1 and source.is_plain else 12
+        return max(1, min(by_memory, warps // self.warps))
 
     def stretch(self, source: _Source) -> tuple[int, int]:
         """Tokens that are cut into tiles together, and how many tiles these may be."""
@@ -203,9 +209,10 @@ class _Tile:
         return -(-source.tokens // tokens) * tiles
 
     def defines(self, source: _Source) -> dict[str, int]:
-        found = {"REE_HEAD": self.d, "REE_VALUE": self.d_v, "REE_WARPS_N": self.warps_n, "REE_STEP": self.step}
-        return found | {
-            "REE_KEPT": int(self.kept), "REE_BLOCKS": self.blocks(source), "REE_SHARED_BYTES": self.shared_bytes
+        return {
+            "REE_HEAD": self.d, "REE_VALUE": self.d_v, "REE_WARPS": self.warps, "REE_WARPS_N": self.warps_n,
+            "REE_STEP": self.step, "REE_KEPT": int(self.kept), "REE_BLOCKS": self.blocks(source),
+            "REE_SHARED_BYTES": self.shared_bytes,
         }  # fmt: skip
 
 
@@ -225,7 +232,7 @@ def _tile_step(source: _Source, tile: _Tile) -> Step:
     scratch_blocks = max(1, device.memory_bytes // _SCRATCH_PART // block_bytes)
     grid = min(tiles, tile.blocks(source) * device.multiprocessors)
     if grid > scratch_blocks:
-        again = _Tile(tile.d, tile.d_v, tile.warps_n, kept=False)
+        again = replace(tile, kept=False)
         tile = again if again.fits(source) else tile
         grid = min(tiles, tile.blocks(source) * device.multiprocessors, tiles if again is tile else scratch_blocks)
     args = source.args("attention.cu", "ree_attention_args")
@@ -235,7 +242,7 @@ def _tile_step(source: _Source, tile: _Tile) -> Step:
     if tile.kept:
         args.point(scores=source.temporary(grid, tile.rows, score_row))
     args.point(sums=source.temporary(grid, tile.rows, score_row // CHUNK))
-    return args.step("attention", "ree_attention", (grid, 1, 1), _TILE_THREADS, tile.shared_bytes, tile.defines(source))
+    return args.step("attention", "ree_attention", (grid, 1, 1), tile.threads, tile.shared_bytes, tile.defines(source))
 
 
 # -- parts of the keys ----------------------------------------------------------------------------

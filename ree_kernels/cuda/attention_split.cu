@@ -321,7 +321,7 @@ REE_INLINE void weigh_chunk(const ree_split_args &a, const split_unit &u, const 
 #pragma unroll 4
     for (int r = 0; r < u.rows; r++) {
         f32 weight = 0.0f;
-        if (key < u.end)
+        if (key >= known.start[r] && key < known.end[r])
             weight = ree_exp(f32_sub(scores[r * a.score_row], known.shift[r]));
         weights[r * WEIGHT_ROW + thread] = weight;
     }
