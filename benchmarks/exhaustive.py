@@ -7,7 +7,8 @@ a cheaper form that users run (gelu has one) gives another result. Only those in
 MPFR. The screen is sound while the binary64 value is better than that; it is checked against
 MPFR on samples of every binade, and against torch's binary64 functions on every 257th input.
 
-Writes docs/functions.json and docs/FUNCTIONS.md.
+Writes docs/functions.json and docs/FUNCTIONS.md. With --narrow the functions that may begin in binary32 are compared
+with their definitions instead (benchmarks/narrow.py); writes docs/narrow.json and docs/FUNCTIONS.md.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import truth  # noqa: E402
 
+from benchmarks import narrow  # noqa: E402
 from ree.element import functions, jit  # noqa: E402
 from ree.element.functions import UNIVARIATE  # noqa: E402
 from ree.element.llvm import Layout  # noqa: E402
@@ -197,7 +199,7 @@ def definition(name: str) -> Program:
     return b.finish([getattr(functions, name)(b, x)], [DType.F32])
 
 
-def table(results: dict[str, Any]) -> str:
+def table(results: dict[str, Any], narrow_results: dict[str, Any]) -> str:
     """docs/FUNCTIONS.md."""
     lines = [
         "# Elementary functions",
@@ -218,27 +220,34 @@ def table(results: dict[str, Any]) -> str:
         "",
         "(a) For inputs below 2^-125 the result is x/2 plus far less than binary64 can show; where x/2 is a tie it",
         "goes to even, at most 0.5000...1 units in the last place from the exact value. These are not counted.",
-        "",
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(narrow.table(narrow_results) if narrow_results else [""])])
+
+
+def is_good(row: dict[str, Any]) -> bool:
+    return row["screen_is_sound"] and row["coarse_disagreements"] == 0
+
+
+def load(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("names", nargs="*", default=list(UNIVARIATE), help="functions (default: all)")
+    parser.add_argument("names", nargs="*", help="functions (default: all)")
+    parser.add_argument("--narrow", action="store_true", help="compare those that begin in binary32 with the others")
     parser.add_argument("--output", type=Path, default=ROOT / "docs")
     options = parser.parse_args()
-    path = options.output / "functions.json"
+    paths = [options.output / "functions.json", options.output / "narrow.json"]
+    path, order = (paths[1], list(narrow.NAMES)) if options.narrow else (paths[0], list(UNIVARIATE))
     failed = 0
-    for name in options.names:
-        row = check(name)
-        known = json.loads(path.read_text()) if path.exists() else {}
-        known[name] = row
-        failed += not known[name]["screen_is_sound"] or known[name]["coarse_disagreements"] > 0
-        print(name, json.dumps(known[name]), flush=True)
-        ordered = {n: known[n] for n in UNIVARIATE if n in known}
-        path.write_text(json.dumps(ordered, indent=1) + "\n")
-        (options.output / "FUNCTIONS.md").write_text(table(ordered))
+    for name in options.names or order:
+        row = narrow.check(name) if options.narrow else check(name)
+        failed += not (narrow.is_good(row) if options.narrow else is_good(row))
+        print(name, json.dumps(row), flush=True)
+        known = {**load(path), name: row}
+        path.write_text(json.dumps({n: known[n] for n in order if n in known}, indent=1) + "\n")
+        (options.output / "FUNCTIONS.md").write_text(table(load(paths[0]), load(paths[1])))
     return 1 if failed else 0
 
 

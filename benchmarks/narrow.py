@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ree.element import activations, bell, functions, jit, narrow
+from ree.element.encode import digest
 from ree.element.llvm import Layout
 from ree.element.program import Builder, Instr, Port, Program, Value, walk
 from ree.types import DType, Type
@@ -186,12 +187,13 @@ def check(name: str) -> dict[str, Any]:
     typical = Comparison(name)
     typical.compare(typical_inputs(name))
     return {
+        "program": digest(in_two_phases(name)).hex(),
         "inputs": comparison.inputs,
         "mismatches": comparison.mismatches,
         "examples": [float(x).hex() for x in comparison.examples],
         "settled": comparison.settled,
         "settled_share": round(comparison.settled / comparison.inputs, 6),
-        "range": [comparison.lowest, comparison.highest],
+        "range": [str(comparison.lowest), str(comparison.highest)],  # infinities are no JSON
         "left_in_range": comparison.left,
         "left_of_typical_per_million": round(1e6 * (typical.inputs - typical.settled) / typical.inputs, 1),
         "distance_log2": round(float(np.log2(comparison.distance)), 2),
@@ -226,7 +228,7 @@ def table(results: dict[str, Any]) -> list[str]:
         "|---|---:|---:|---|---:|---:|---:|---:|---:|",
     ]
     for name, row in results.items():
-        low, high = (f"{x:.6g}" for x in row["range"])
+        low, high = (f"{float(x):.6g}" for x in row["range"])
         cells = [
             name,
             row["mismatches"],

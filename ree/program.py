@@ -37,6 +37,7 @@ def _renew_locks() -> None:
     """In a forked child nobody is there to release a lock that was held; a run writes whatever it reads."""
     for program in list(_living):
         program._lock = threading.RLock()
+        program.weights.renew_lock()
 
 
 os.register_at_fork(after_in_child=_renew_locks)

@@ -11,6 +11,7 @@ import pytest
 
 from ree import cli
 from ree.errors import LimitError
+from ree.lm.engine import Row
 from ree.lm.model import LanguageModel
 from ree_kernels import cuda
 from tests import lm_folders
@@ -20,9 +21,9 @@ from tools.emulator import device as emulator
 VOCAB = 300
 
 
-def models(tmp: Path, architecture: str, dtype: str) -> tuple[LanguageModel, LanguageModel]:
+def models(tmp: Path, architecture: str, dtype: str, layers: int = 2) -> tuple[LanguageModel, LanguageModel]:
     """The same model on the processor and on the device."""
-    folder = lm_folders.make(tmp / architecture, architecture, vocab=VOCAB, hidden=32, layers=2, heads=4)
+    folder = lm_folders.make(tmp / architecture, architecture, vocab=VOCAB, hidden=32, layers=layers, heads=4)
     here = LanguageModel.open(folder, dtype, cached=False)
     with cuda.use(emulator.shared()):
         return here, LanguageModel.open(folder, dtype, cached=False, device="cuda")
@@ -45,6 +46,21 @@ def test_steps_of_an_engine_give_the_same_bits(architecture: str, dtype: str, tm
         found = feed(there.engine(slots=3, rows_max=32), sequences, seed)
         for a, b in zip(expected, found, strict=True):
             assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("cut", [1, 7, 150])
+def test_windows_in_a_long_context(cut: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows that begin in every part of a chunk of 256 keys."""
+    monkeypatch.setattr(lm_folders, "CONTEXT", 700)
+    here, there = models(tmp_path, "mistral", "fp32", layers=1)
+    (tokens,) = tokens_of(3, 300)
+    found = []
+    for model in (here, there):
+        engine = model.engine(slots=1, rows_max=160)
+        slot = engine.open()
+        rows = [Row(token, n, slot, True) for n, token in enumerate(tokens)]
+        found.append(np.concatenate([engine.step(rows[n : n + cut]) for n in range(0, len(rows), cut)]))
+    assert found[0].tobytes() == found[1].tobytes()
 
 
 def test_a_slot_that_is_used_again_sees_nothing_of_the_past(tmp_path: Path) -> None:

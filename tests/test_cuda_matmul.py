@@ -119,6 +119,8 @@ def test_tiles(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     force(monkeypatch, tile)
     for pair, k in zip((number, number + len(TILES)), (256 * tile.groups + 21, 40), strict=True):
         a, b = PAIRS[pair % len(PAIRS)]
+        if matmul_tiles.fit(1 << 20, tile, a, b, False, False) is None:  # too many registers
+            a = Lies.INNER
         program = same_on_device(*multiply(a, b, tile.bm + 4, k, tile.bn + 4))
         assert products(program) == TILED
         assert (macro(program, "A"), macro(program, "B")) == (a, b)
@@ -184,14 +186,14 @@ def test_few_rows(m: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     "rows",
     [
-        Rows(1, 1, 4, 32, 2, 1, False),
-        Rows(2, 2, 2, 16, 3, 1, False),
-        Rows(4, 4, 3, 8, 5, 1, False),
-        Rows(8, 8, 1, 32, 4, 1, False),
-        Rows(16, 1, 4, 16, 8, 3, False),
-        Rows(1, 1, 8, 32, 3, 1, True),
-        Rows(2, 8, 2, 16, 2, 2, True),
-        Rows(4, 2, 12, 8, 4, 1, True),
+        Rows(1, 1, 4, 32, 2, 1, 1, False),
+        Rows(2, 2, 2, 16, 3, 1, 1, False),
+        Rows(4, 4, 3, 8, 5, 1, 1, False),
+        Rows(8, 8, 1, 32, 4, 1, 1, False),
+        Rows(16, 1, 4, 16, 8, 1, 3, False),
+        Rows(1, 1, 8, 32, 3, 1, 1, True),
+        Rows(2, 8, 2, 16, 2, 1, 2, True),
+        Rows(4, 2, 12, 8, 4, 1, 1, True),
     ],
     ids=str,
 )
@@ -294,7 +296,7 @@ def test_epilogues(name: str, m: int) -> None:
 @pytest.mark.parametrize("m", [5, 41])
 def test_epilogues_of_chunk_sums(monkeypatch: pytest.MonkeyPatch, m: int) -> None:
     force(monkeypatch, TILES[-1], splits=2)
-    monkeypatch.setattr(schedule_matmul, "choose_rows", lambda *_: Rows(8, 1, 4, 16, 3, 2, False))
+    monkeypatch.setattr(schedule_matmul, "choose_rows", lambda *_: Rows(8, 1, 4, 16, 3, 1, 2, False))
     k, n = 2000, 9
     program = same_on_device(Function(gelu, noise(k, n, seed=1) / 40), [noise(m, k)])
     assert kernels_of(program) == (ROWS_SPLIT if m <= 16 else TILED_SPLIT)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import ree
 from ree.cli import main
 from ree.commit.keys import Signer
 from ree.device.hashing import hash_device
+from ree.device.place import Place
 from ree.errors import DeviceError, InputError, LimitError, RunError
 from ree_kernels import KernelError, blake3, cuda
 from tests.cuda_case import on_device, same_outputs
@@ -96,7 +99,9 @@ def test_dynamic_sizes(emulated: object) -> None:
         same_outputs(program, other, [torch.randn(rows, 24)])
 
 
-@pytest.mark.parametrize("name", ["tpu", "cuda:", "cuda:-1", "cuda:1000", "CPU", "", "cuda:0 ", 3, None])
+@pytest.mark.parametrize(
+    "name", ["tpu", "cuda:", "cuda:٣", "cuda:00", "cuda:-1", "cuda:1000", "CPU", "", "cuda:0 ", 3, None]
+)
 def test_other_names_are_refused(name: object) -> None:
     program, _ = net()
     with pytest.raises(DeviceError, match="is not supported"):
@@ -314,3 +319,52 @@ def test_tensors_of_other_libraries(emulated: object) -> None:
     program, x = net()
     for p in (program, on_device(program)):
         assert torch.equal(p.run_flat([Foreign(x)])[0], program(x))
+
+
+# -- what several programs share --------------------------------------------------------------
+def test_weights_and_memory_go_with_their_program() -> None:
+    device = emulator.Emulator()
+    sizes = []
+    with cuda.use(device):
+        for _ in range(3):
+            program, x = net("cuda")
+            program(x)
+            del program
+            gc.collect()
+            sizes.append(sum(device._allocated.values()))
+    assert sizes[0] == sizes[2]
+
+
+def test_programs_that_share_weights_may_begin_at_once(emulated: object) -> None:
+    class Tables(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tables = torch.nn.ModuleList(torch.nn.Embedding(20000, 32) for _ in range(3))
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return torch.stack([table(ids) for table in self.tables]).sum(0)
+
+    ids = torch.arange(0, 20000, 777)
+    for _ in range(3):
+        program = ree.compile(Tables().eval(), (ids,))
+        expected = program(ids)
+        others = [on_device(program) for _ in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda p: p(ids), others))
+        assert all(torch.equal(a, expected) for a in found)
+        assert all(torch.equal(p(ids), expected) for p in others)
+
+
+def test_a_device_that_is_lost_while_torch_waits_is_a_device_error() -> None:
+    class Stream:
+        cuda_stream = 7
+
+    class Torch:
+        cuda = type("Cuda", (), {"current_stream": staticmethod(lambda name: Stream())})
+
+    class Lost:
+        def wait_for(self, stream: int) -> None:
+            raise KernelError("the device is lost")
+
+    with pytest.raises(DeviceError, match="lost"), Place(0, Lost(), Torch()):
+        raise AssertionError("not reached")

@@ -10,7 +10,7 @@ error a step can make where the sum is smaller. Run `python tools/minimax_narrow
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import minimax
@@ -18,13 +18,15 @@ from mpmath import mp, mpf
 
 TARGET = Path(__file__).parent.parent / "ree" / "element" / "narrow_coefficients.py"
 DIGITS = 24  # of binary32
+_ZERO = mpf(0)
+_NEAR_ZERO = mpf("1e-20")  # known coefficients leave nothing to be fitted at 0 itself
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A polynomial in t = x - centre for x in [low, high]; known: its first coefficients, which are exact.
+    """A polynomial in t = x - centre for x in [low, high]; known: coefficients that are given, by number.
 
-    degree: of the whole; doubles: how many coefficients, the known ones among them, are sums of two.
+    degree: of the whole; doubles: how many coefficients are sums of two.
     """
 
     function: Callable[[mpf], mpf]
@@ -33,8 +35,8 @@ class Spec:
     degree: int
     doubles: int
     about: str
-    known: tuple[mpf, ...] = ()
-    centre: mpf = mpf(0)
+    known: dict[int, mpf] = field(default_factory=dict)
+    centre: mpf = _ZERO
 
     def at(self, t: mpf) -> mpf:
         return self.function(t + self.centre)
@@ -57,35 +59,30 @@ def rounded(x: mpf, digits: int = DIGITS) -> mpf:
 def fit(spec: Spec) -> Coefficients:
     """The coefficients; each one that is rounded to a single number leaves its error to those below."""
     above: list[mpf] = []
-    first = len(spec.known)
-    for degree in range(spec.degree, first - 1, -1):
-        exact = _interpolated(spec, degree, above)
-        if degree < spec.doubles:
-            low = [(c,) for c in [*spec.known, *exact]]
-            return [*_in_two(spec, low, above), *((c,) for c in above)]
-        above.insert(0, rounded(exact[-1]))
-    return [*((c, mpf(0)) for c in spec.known), *((c,) for c in above)]
+    for degree in range(spec.degree, spec.doubles - 1, -1):
+        above.insert(0, rounded(_interpolated(spec, degree, above)[-1]))
+    return [*_in_two(spec, _interpolated(spec, spec.doubles - 1, above), above), *((c,) for c in above)]
 
 
 def _interpolated(spec: Spec, degree: int, above: list[mpf]) -> list[mpf]:
-    """Coefficients from the first unknown one up to `degree`, those above it given."""
-    first = len(spec.known)
+    """Coefficients up to `degree`, those above it given, through as many Chebyshev nodes as are not known."""
+    unknown = [k for k in range(degree + 1) if k not in spec.known]
+    nodes = [t if abs(t) > _NEAR_ZERO else _NEAR_ZERO for t in spec.nodes(len(unknown))]
+    given = [spec.known.get(k, mpf(0)) for k in range(degree + 1)] + above
+    with mp.workdps(200):
+        rest = [spec.at(t) - mp.polyval(given[::-1], t) for t in nodes]
+        found = mp.lu_solve(mp.matrix([[t**k for k in unknown] for t in nodes]), mp.matrix(rest))
+    for k, c in zip(unknown, found, strict=True):
+        given[k] = c
+    return given[: degree + 1]
 
-    def rest(t: mpf) -> mpf:
-        t = t if abs(t) > mpf("1e-25") else mpf("1e-25")
-        with mp.workdps(250):
-            done = mp.polyval(list(reversed(spec.known)), t) if first else mpf(0)
-            return (spec.at(t) - done) / t**first - mp.polyval([*reversed(above)], t) * t ** (degree + 1 - first)
 
-    return minimax._interpolate([(t, rest(t)) for t in spec.nodes(degree - first + 1)])
-
-
-def _in_two(spec: Spec, exact: Coefficients, above: list[mpf]) -> Coefficients:
+def _in_two(spec: Spec, exact: list[mpf], above: list[mpf]) -> Coefficients:
     """The coefficients of low powers as sums of two, the first of which has the zeros that its step needs."""
-    everything = [*(c for (c,) in exact), *above]
+    everything = [*exact, *above]
     found: Coefficients = []
-    for k, (c,) in enumerate(exact):
-        growth = max(abs(_partial(everything, k, t) / c) for t in spec.nodes(101))
+    for k, c in enumerate(exact):
+        growth = max(abs(_partial(everything, k, t) / c) for t in spec.nodes(101)) if c else mpf(0)
         zeros = 0 if growth <= 2 else int(mp.ceil(mp.log(growth, 2)))
         high = rounded(c, DIGITS - zeros)
         found.append((high, rounded(c - high)))
@@ -104,7 +101,8 @@ def step_error(spec: Spec, coefficients: Coefficients) -> float:
     for k in range(min(spec.doubles, spec.degree)):
         for t in spec.nodes(101):
             if values[k] != 0 and _partial(values, k, t) / values[k] < mpf("0.5"):
-                worst = max(worst, abs(mpf(2) ** -DIGITS * values[k] * t**k / spec.at(t)))
+                size = abs(values[k]) + abs(_partial(values, k, t))
+                worst = max(worst, mpf(2) ** -DIGITS * size * abs(t**k / spec.at(t)))
     return float(mp.log(worst, 2))
 
 
@@ -127,7 +125,7 @@ def _even(function: Callable[[mpf], mpf]) -> Callable[[mpf], mpf]:
 
 def _of_u(u: mpf) -> mpf:
     """Phi(-a) e**(a**2 / 2) (a + 4) with u = (a - 4) / (a + 4)."""
-    with mp.workdps(100):
+    with mp.workdps(200):
         a = BELL_SCALE * (1 + u) / (1 - u)
         return mp.exp(a * a / 2) * mp.erfc(a / mp.sqrt(2)) / 2 * (a + BELL_SCALE)
 
@@ -138,15 +136,21 @@ _ONE, _HALF = mpf(1), mpf(1) / 2
 _TINY = mpf("1e-30")
 BELL_SCALE = mpf(4)
 BELL_MOST = mpf(9)  # a
-BELL_SHIFT = mpf("1.2597656")  # so that the coefficient that is close to 0 all but vanishes
+BELL_SHIFT = mpf(float.fromhex("0x1.42f6ccp+0"))  # 1 - u where the fifth derivative vanishes
 
 SPECS: dict[str, Spec] = {
-    "EXP": Spec(mp.exp, -_HALF_LN2, _HALF_LN2, 9, 5, "e**r", (_ONE, _ONE, _HALF)),
+    "EXP": Spec(mp.exp, -_HALF_LN2, _HALF_LN2, 9, 6, "e**r", {0: _ONE, 1: _ONE, 2: _HALF}),
     "LOG": Spec(
-        _even(lambda t: mp.atanh(t / 2) / (t / 2)), _TINY, 4 * minimax._LOG_Z, 5, 3, "2 atanh(t / 2) / t in t**2", (_ONE,)
+        _even(lambda t: mp.atanh(t / 2) / (t / 2)),
+        _TINY,
+        4 * minimax._LOG_Z,
+        5,
+        3,
+        "2 atanh(t / 2) / t in t**2",
+        {0: _ONE},
     ),
-    "SIN": Spec(_even(lambda r: mp.sin(r) / r), _TINY, _QUARTER_Z, 6, 4, "sin(r) / r in r**2", (_ONE,)),
-    "COS": Spec(_even(mp.cos), _TINY, _QUARTER_Z, 6, 4, "cos(r) in r**2", (_ONE, -_HALF)),
+    "SIN": Spec(_even(lambda r: mp.sin(r) / r), _TINY, _QUARTER_Z, 6, 4, "sin(r) / r in r**2", {0: _ONE}),
+    "COS": Spec(_even(mp.cos), _TINY, _QUARTER_Z, 6, 4, "cos(r) in r**2", {0: _ONE, 1: -_HALF}),
     "ERF": Spec(
         _even(lambda x: mp.erf(x) / x), _TINY, mpf("3.925") ** 2, 22, 19, "erf(x) / x in x**2 - 8", centre=mpf(8)
     ),
@@ -157,6 +161,7 @@ SPECS: dict[str, Spec] = {
         14,
         8,
         "Phi(-a) e**(a**2 / 2) (a + 4) in (a - 4) / (a + 4) - centre",
+        known={5: mpf(0)},
         centre=1 - BELL_SHIFT,
     ),
 }

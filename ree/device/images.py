@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ from ree_kernels import KernelError
 from ree_kernels.cuda import SOURCES, Device, DeviceMemoryError
 
 _MAGIC = b"REECUDA1"
+_MODULES_MAX = 2048  # that are kept loaded, the last used
 _COMPILERS_MAX = 8  # threads; a compilation takes some tenths of a second
 
 
@@ -36,9 +38,13 @@ def errors() -> Iterator[None]:
     try:
         yield
     except DeviceMemoryError as error:
-        raise LimitError(str(error)) from None
+        raise LimitError(_line(error)) from None
     except KernelError as error:
-        raise DeviceError(str(error)) from None
+        raise DeviceError(_line(error)) from None
+
+
+def _line(error: KernelError) -> str:
+    return " ".join(str(error).split())
 
 
 class _Loaded:
@@ -46,8 +52,7 @@ class _Loaded:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.modules: dict[bytes, Any] = {}
-        self.functions: dict[tuple[bytes, str, int], Any] = {}
+        self.modules: OrderedDict[bytes, Any] = OrderedDict()
 
 
 _loaded: weakref.WeakKeyDictionary[Device, _Loaded] = weakref.WeakKeyDictionary()
@@ -69,10 +74,12 @@ def functions(device: Device, wanted: Sequence[Wanted]) -> list[Any]:
         missing = {key: w.text for key, w in zip(keys, wanted, strict=True) if key not in loaded.modules}
         for key, image in _images(device, missing).items():
             loaded.modules[key] = device.load(image)
-        for key, (_, name, shared_bytes) in zip(keys, wanted, strict=True):
-            if (key, name, shared_bytes) not in loaded.functions:
-                loaded.functions[key, name, shared_bytes] = loaded.modules[key].function(name, shared_bytes)
-        return [loaded.functions[key, w.name, w.shared_bytes] for key, w in zip(keys, wanted, strict=True)]
+        for key in keys:
+            loaded.modules.move_to_end(key)
+        found = [loaded.modules[key].function(w.name, w.shared_bytes) for key, w in zip(keys, wanted, strict=True)]
+        while len(loaded.modules) > _MODULES_MAX:  # a plan that uses one keeps it through its functions
+            loaded.modules.popitem(last=False)
+        return found
 
 
 def _images(device: Device, texts: dict[bytes, str]) -> dict[bytes, bytes]:

@@ -36,6 +36,10 @@ class Lies(IntEnum):
     PANELS_BF16 = 5
 
 
+_FIXED_K = (Lies.INNER, Lies.PANELS, Lies.PANELS_BF16)
+_COPIES_MAX = 40  # of a thread, where each needs registers
+
+
 class Tile(NamedTuple):
     """A tile of ree_matmul: rows and columns of a block, of a thread; rows of threads in a warp; groups; k of a step.
 
@@ -145,7 +149,7 @@ def _splits(multiprocessors: int, tile: Tile, m: int, n: int, k: int, items: int
 
 def fit(shared_max: int, tile: Tile, a: Lies, b: Lies, is_short: bool, is_split: bool) -> tuple[int, int, int] | None:
     """Stages, blocks that a multiprocessor then holds, and shared memory; None: not even one block fits."""
-    for blocks in range(_blocks_by_registers(tile, a, is_split), 0, -1):
+    for blocks in range(_blocks_by_registers(tile, a, b, is_split), 0, -1):
         for stages in range(tile.stages, 1, -1):
             shared_bytes = tile.shared_bytes(stages, a, b, is_short, is_split)
             if shared_bytes <= (shared_max + _RESERVED_BYTES) // blocks - _RESERVED_BYTES:
@@ -153,10 +157,13 @@ def fit(shared_max: int, tile: Tile, a: Lies, b: Lies, is_short: bool, is_split:
     return None
 
 
-def _blocks_by_registers(tile: Tile, a: Lies, is_split: bool) -> int:
-    """Where strides of A are not known to the compiler, the code around the main loop can need more registers."""
-    is_simple = a is Lies.INNER or (tile.groups == 1 and not is_split)
-    return tile.blocks if is_simple else max(1, tile.blocks // 2)
+def _blocks_by_registers(tile: Tile, a: Lies, b: Lies, is_split: bool) -> int:
+    """Fewer than are good for speed where addresses need more registers: strides along k that are no constants."""
+    unknown = (a not in _FIXED_K) + (b not in _FIXED_K)
+    if unknown == 2 and (tile.bm + tile.bn) * tile.step * tile.groups > _COPIES_MAX * tile.threads:
+        return 0
+    is_crowded = unknown == 2 or (unknown == 1 and (tile.groups > 1 or is_split))
+    return max(1, tile.blocks // 2) if is_crowded else tile.blocks
 
 
 def _clocks(multiprocessors: int, tile: Tile, blocks: int, splits: int, m: int, n: int, k: int, items: int) -> float:
@@ -178,13 +185,14 @@ def _clocks(multiprocessors: int, tile: Tile, blocks: int, splits: int, m: int, 
 
 
 class Rows(NamedTuple):
-    """How ree_matmul_rows is launched; splits: blocks that share the chunks of the same columns."""
+    """How ree_matmul_rows is launched: see there. splits: blocks that share the chunks of the same columns."""
 
     rows: int
     panels: int
     chunks: int
     step: int
     stages: int
+    blocks: int
     splits: int
     is_bf16: bool
 
@@ -206,6 +214,8 @@ class Rows(NamedTuple):
 _UNDER_WAY_BYTES = 56 << 10  # that the blocks of a multiprocessor should wait for at a time
 _STAGE_BYTES = 20 << 10
 _CHUNKS_BYTES = 56 << 10  # that the chunks of a block take at least
+_REGISTERS = 65536  # of a multiprocessor
+_ROWS_REGISTERS = 72  # of a thread
 _ROWS_THREADS = 256  # of a block where there are enough blocks
 _ROWS_THREADS_MAX = 512
 _BLOCK_BYTES_MAX = 1 << 18  # of B: a block that reads more is shared out where there are few
@@ -221,7 +231,7 @@ def choose_rows(device: Device, m: int, n: int, k: int, is_bf16: bool) -> Rows:
     if 2 * blocks < device.multiprocessors and panels * PANEL * k * (2 if is_bf16 else 4) > _BLOCK_BYTES_MAX:
         splits = min(device.multiprocessors // blocks, -(-all_chunks // 4))
     threads = _ROWS_THREADS if blocks >= 2 * device.multiprocessors else _ROWS_THREADS_MAX
-    rows = Rows(m if m <= 4 else -(-m // 4) * 4, panels, 1, 8, 2, 1, is_bf16)
+    rows = Rows(m if m <= 4 else -(-m // 4) * 4, panels, 1, 8, 2, 1, 1, is_bf16)
     whole_warps = 32 // math.gcd(32, panels * unit_threads)
     by_memory = _CHUNKS_BYTES // rows.shared_bytes
     at_once = max(whole_warps, min(threads // (panels * unit_threads), by_memory) // whole_warps * whole_warps)
@@ -232,12 +242,13 @@ def choose_rows(device: Device, m: int, n: int, k: int, is_bf16: bool) -> Rows:
     rows = rows._replace(chunks=chunks, splits=splits, step=32)
     while rows.step > 8 and rows.stage_bytes > _STAGE_BYTES:
         rows = rows._replace(step=rows.step // 2)
-    resident = max(1, min(4, blocks * splits // device.multiprocessors))
+    by_registers = _REGISTERS // (rows.threads * (_ROWS_REGISTERS + 6 * rows.rows))
+    resident = max(1, min(4, by_registers, blocks * splits // device.multiprocessors))
     steps = CHUNK // rows.step * -(-all_chunks // (chunks * splits))
     room = (device.shared_bytes_max + _RESERVED_BYTES) // resident - _RESERVED_BYTES - rows.shared_bytes
     wanted = 1 + -(-_UNDER_WAY_BYTES // (resident * rows.stage_bytes))
     stages = min(wanted, steps + 1, 2 + room // rows.stage_bytes, _STAGES_MAX)
-    return rows._replace(stages=max(2, stages))
+    return rows._replace(stages=max(2, stages), blocks=resident)
 
 
 def _panels(multiprocessors: int, all_panels: int, most: int) -> int:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import platform
 import re
 import sys
+import threading
 import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ree.device import images
 from ree.errors import DeviceError, InputError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 CPU = "cpu"
 _LINE_BYTES = 64
 ALIGN_BYTES = 16  # of what a device's kernels read at once
-_NAME = re.compile(r"cuda(?::(\d{1,3}))?")
+_NAME = re.compile(r"cuda(?::(0|[1-9][0-9]{0,2}))?")
 
 
 class StateMemory(Protocol):
@@ -121,10 +122,8 @@ class _HostMemory:
 
 class _DeviceMemory:
     def __init__(self, device: Any, n_bytes: int) -> None:
-        from ree.device.images import errors
-
         self._device = device
-        with errors():
+        with images.errors():
             self._memory = device.allocate(max(1, n_bytes))
         self.clear(0, n_bytes)
 
@@ -133,9 +132,7 @@ class _DeviceMemory:
         return int(self._memory.address)
 
     def clear(self, offset: int, n_bytes: int) -> None:
-        from ree.device.images import errors
-
-        with errors():
+        with images.errors():
             if n_bytes:
                 self._device.fill(self.address + offset, 0, n_bytes)
 
@@ -146,15 +143,16 @@ class _CudaMaker:
     def __init__(self, ordinal: int, device: Any) -> None:
         self.ordinal, self.device = ordinal, device
         self.text = f"cuda {device.target} {device.name}"
+        self._lock = threading.Lock()
         self._weights: weakref.WeakKeyDictionary[Weights, DeviceWeights] = weakref.WeakKeyDictionary()
 
     def plan(self, graph: Graph, weights: Weights, stream: Stream | None = None) -> Any:
         from ree.device.planner import DevicePlanner
         from ree.device.weights import DeviceWeights
 
-        if weights not in self._weights:
-            self._weights[weights] = DeviceWeights(weights, self.device)
-        return DevicePlanner(graph, self._weights[weights], stream).run()
+        with self._lock:
+            there = self._weights.setdefault(weights, DeviceWeights(weights, self.device))
+        return DevicePlanner(graph, there, stream).run()
 
     def packed_bytes(self, weights: Weights) -> int:
         return self._weights[weights].packed_bytes if weights in self._weights else 0
@@ -178,21 +176,15 @@ class _CudaMaker:
         return Place(self.ordinal, self.device, sys.modules["torch"])
 
 
-@functools.cache
-def _makers() -> dict[tuple[int, int], _CudaMaker]:
-    return {}
+_makers: dict[tuple[int, int], _CudaMaker] = {}
 
 
 def _cuda_maker(ordinal: int) -> _CudaMaker:
-    from ree.device.images import errors
     from ree_kernels import cuda
 
-    with errors():
+    with images.errors():
         device = cuda.device(ordinal)
-    key = (ordinal, id(device))
-    if key not in _makers():
-        _makers()[key] = _CudaMaker(ordinal, device)
-    return _makers()[key]
+    return _makers.setdefault((ordinal, id(device)), _CudaMaker(ordinal, device))
 
 
 def _is_torch(tensor: Any) -> bool:
@@ -208,10 +200,16 @@ class Place:
 
     def __enter__(self) -> None:
         self._stream = self.torch.cuda.current_stream(self.name).cuda_stream
-        self.device.wait_for(self._stream)
+        with images.errors():
+            self.device.wait_for(self._stream)
 
-    def __exit__(self, *_: object) -> None:
-        self.device.signal(self._stream)
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            with images.errors():
+                self.device.signal(self._stream)
+        except DeviceError:
+            if kind is None:  # else the first error says more
+                raise
 
     def aligned(self, tensors: Sequence[Any]) -> list[Any]:
         """The tensors, those that kernels cannot read as they lie copied."""

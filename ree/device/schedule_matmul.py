@@ -95,6 +95,7 @@ def _rows_defines(choice: Rows, is_a16: bool, is_split: bool) -> dict[str, int]:
         "CHUNKS": choice.chunks,
         "STEP": choice.step,
         "STAGES": choice.stages,
+        "BLOCKS": choice.blocks,
         "BF16": choice.is_bf16,
         "A16": is_a16,
         "SPLIT": is_split,

@@ -3,13 +3,18 @@
 `UNIVARIATE` lists the bodies that benchmarks/exhaustive.py checks over all 2**32 inputs
 (docs/FUNCTIONS.md has the counts). Two-argument functions are defined by their sequence of
 operations; they follow C99 (Annex F) in the special cases.
+
+Within `narrow_first` the programs of many of them begin in binary32 and come to binary64 where that does not settle the
+result, which has the same bits: for devices on which binary64 is slow. Definitions are the programs built outside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
-from ree.element import activations, angles, bell, power, real
+from ree.element import activations, angles, bell, narrow, power, real
 from ree.element.program import Builder, Value
 from ree.types import Type
 
@@ -46,6 +51,18 @@ UNIVARIATE: dict[str, Body] = {
     "log_sigmoid": activations.log_sigmoid,
 }
 
+_begin_narrow: ContextVar[bool] = ContextVar("begin_narrow", default=False)
+
+
+@contextlib.contextmanager
+def narrow_first(wanted: bool = True) -> Iterator[None]:
+    """Let functions that are built meanwhile begin in binary32 (ree/element/narrow.py), if wanted."""
+    token = _begin_narrow.set(wanted)
+    try:
+        yield
+    finally:
+        _begin_narrow.reset(token)
+
 
 def _narrow(b: Builder, value: Value) -> Value:
     return b.convert(value, Type.F32)
@@ -60,6 +77,9 @@ def univariate(name: str) -> Body:
     body = UNIVARIATE[name]
 
     def function(b: Builder, x: Value) -> Value:
+        if _begin_narrow.get() and name in narrow.NEAR:
+            result, settled = narrow.settle(b, narrow.NEAR[name](b, x))
+            return b.select(settled, result, _narrow(b, body(b, _wide(b, x))))
         return _narrow(b, body(b, _wide(b, x)))
 
     function.__name__ = name
@@ -102,6 +122,8 @@ def gelu(b: Builder, x: Value) -> Value:
 
     The printer of kernels skips the full evaluation where no lane of a vector needs it.
     """
+    if _begin_narrow.get():
+        return _gelu_in_full(b, x)
     low, high = (_narrow(b, bound) for bound in bell.gelu_near(b, _wide(b, x)))
     settled = low.eq(high) & (b.op("abs", x) <= bell.GELU_NEAR)
     return b.select(settled, low, _gelu_in_full(b, x))
@@ -109,6 +131,9 @@ def gelu(b: Builder, x: Value) -> Value:
 
 def softplus(b: Builder, x: Value, beta: float = 1.0, threshold: float = 20.0) -> Value:
     """log(1 + e**(beta x)) / beta, and x where beta x > threshold."""
+    if _begin_narrow.get() and narrow.has_softplus(beta, threshold):
+        result, settled = narrow.settle(b, narrow.softplus(b, x, threshold))
+        return b.select(settled, result, _narrow(b, activations.softplus(b, _wide(b, x), beta, threshold)))
     return _narrow(b, activations.softplus(b, _wide(b, x), beta, threshold))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,14 +31,20 @@ class Weights:
     _plain: dict[int, np.ndarray] = field(default_factory=dict)
     _packed: list[Any] = field(default_factory=list)
     _numbers: dict[tuple[Any, ...], int] = field(default_factory=dict)
+    _lock: Any = field(default_factory=threading.RLock)  # programs for several devices share them
 
     def address(self, kind: str, number: int) -> int:
         """Address of a plain ("constant") or "packed" buffer."""
         if kind == "packed":
             return int(self._packed[number].ctypes.data)
-        if number not in self._plain:
-            self._plain[number] = np.ascontiguousarray(self.array(number))
-        return int(self._plain[number].ctypes.data)
+        with self._lock:
+            if number not in self._plain:
+                self._plain[number] = np.ascontiguousarray(self.array(number))
+            return int(self._plain[number].ctypes.data)
+
+    def renew_lock(self) -> None:
+        """In a forked child nobody is there to release a lock that was held."""
+        self._lock = threading.RLock()
 
     def array(self, number: int) -> np.ndarray:
         """The plain data of a constant; what comes from a file is read anew and not kept."""
@@ -45,11 +52,12 @@ class Weights:
 
     def packed(self, key: tuple[Any, ...], make: Callable[[], np.ndarray]) -> tuple[int, int]:
         """Number and size in bytes of the packed form `key`, made by `make` the first time."""
-        if key not in self._numbers:
-            self._packed.append(make())
-            self._numbers[key] = len(self._packed) - 1
-        number = self._numbers[key]
-        return number, int(self._packed[number].nbytes)
+        with self._lock:
+            if key not in self._numbers:
+                self._packed.append(make())
+                self._numbers[key] = len(self._packed) - 1
+            number = self._numbers[key]
+            return number, int(self._packed[number].nbytes)
 
     def packed_array(self, number: int) -> np.ndarray:
         """A packed form by its number."""

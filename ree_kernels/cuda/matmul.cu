@@ -219,13 +219,12 @@ REE_KERNEL(ree_matmul, ree_matmul_args, BOUNDS)
     f32 *const totals = reinterpret_cast<f32 *>(stages + TOTALS);
 
     enum { ROUND = GROUPS * REE_CHUNK };
-    const int rounds = static_cast<int>((a.k + ROUND - 1) / ROUND);
-    const int first_round = REE_MATMUL_SPLIT ? static_cast<int>(static_cast<i64>(rounds) * t.split / a.splits) : 0;
-    const int end_round = REE_MATMUL_SPLIT ? static_cast<int>(static_cast<i64>(rounds) * (t.split + 1) / a.splits) : rounds;
+    const int all_rounds = static_cast<int>((a.k + ROUND - 1) / ROUND);
+    const ree_rounds rounds(all_rounds, t.split, REE_MATMUL_SPLIT ? static_cast<u32>(a.splits) : 1);
 
     const operand_a copy_a(thread, ree_difference(a.m, t.row), static_cast<int>(a.a_row), static_cast<int>(a.a_k));
     const operand_b copy_b(thread, ree_difference(a.n, t.col), static_cast<int>(a.b_col), static_cast<int>(a.b_k));
-    const i64 first_k = static_cast<i64>(first_round) * ROUND;
+    const i64 first_k = static_cast<i64>(rounds.first) * ROUND;
     const char *from_a = reinterpret_cast<const char *>(a.a + batch_offset(a, a.a_batch, t.item) + t.row * a.a_row) +
                          first_k * copy_a.k_bytes;
     const char *from_b = static_cast<const char *>(a.b) + first_k * copy_b.k_bytes +
@@ -233,18 +232,22 @@ REE_KERNEL(ree_matmul, ree_matmul_args, BOUNDS)
                                                   (operand_b::is_panel ? t.col / REE_PANEL : t.col) * a.b_col);
     int left = ree_difference(a.k, first_k), to = 0, round_left = CHUNK_STEPS;
 
-    /* begin to copy A, then B, of the step that comes after those that have been begun */
-    auto copy_step_a = [&]() {
-        if (GROUPS > 1 && left >= ROUND)
-            copy_a.copy<true>(stages + to, thread, from_a, left);
-        else
-            copy_a.copy<false>(stages + to, thread, from_a, left);
-    };
-    auto copy_step_b = [&]() {
-        if (GROUPS > 1 && left >= ROUND)
-            copy_b.copy<true>(stages + to + operand_a::stage_bytes, thread, from_b, left);
-        else
-            copy_b.copy<false>(stages + to + operand_a::stage_bytes, thread, from_b, left);
+    /* begin to copy the step that comes after those that have been begun: A, then B */
+    auto copy_step = [&](bool with_a, bool with_b) {
+        char *const stage_a = stages + to, *const stage_b = stage_a + operand_a::stage_bytes;
+        if (GROUPS > 1 && left >= ROUND) {
+            if (with_a)
+                copy_a.copy<true>(stage_a, thread, from_a, left);
+            if (with_b)
+                copy_b.copy<true>(stage_b, thread, from_b, left);
+        } else {
+            if (with_a)
+                copy_a.copy<false>(stage_a, thread, from_a, left);
+            if (with_b)
+                copy_b.copy<false>(stage_b, thread, from_b, left);
+        }
+        if (!with_b)
+            return;
         ree_copy_commit();
         to = to + STAGE_BYTES == RING_BYTES ? 0 : to + STAGE_BYTES;
         from_a += STEP * copy_a.k_bytes;
@@ -301,20 +304,20 @@ REE_KERNEL(ree_matmul, ree_matmul_args, BOUNDS)
         add_to_totals(totals, p, acc, true);
 #pragma unroll
     for (int stage = 0; stage < STAGES - 1; stage++)
-        copy_step_a(), copy_step_b();
+        copy_step(true, true);
     if (CARRIED) {
         await_step();
         read(0, 0);
     }
 
 #pragma unroll 1
-    for (int round = first_round; round < end_round; round++) {
+    for (int round = rounds.first; round < rounds.end; round++) {
         const int round_k = ree_min(REE_CHUNK, ree_difference(a.k, static_cast<i64>(round) * ROUND));
 #pragma unroll 1
         for (int step = (round_k + STEP - 1) / STEP; step > 0; step--) {
             if (!CARRIED) {
                 await_step();
-                copy_step_a(), copy_step_b();
+                copy_step(true, true);
                 read(0, 0);
             }
 #pragma unroll
@@ -324,9 +327,9 @@ REE_KERNEL(ree_matmul, ree_matmul_args, BOUNDS)
                 if (CARRIED || k < STEP - 1)
                     read((k + 1) % 2, (k + 1) % STEP);
                 if (CARRIED && k == 0)
-                    copy_step_a();
+                    copy_step(true, false);
                 if (CARRIED && k == STEP / 2)
-                    copy_step_b();
+                    copy_step(false, true);
 #pragma unroll
                 for (int i = 0; i < TM; i++)
 #pragma unroll
@@ -354,11 +357,11 @@ REE_KERNEL(ree_matmul, ree_matmul_args, BOUNDS)
         }
         clear();
     }
+    ree_copy_wait<0>(); /* for steps beyond the last */
     if (REE_MATMUL_SPLIT)
         return;
-    if (REE_MATMUL_SHORT) { /* once all copies have taken place and all stages were read */
-        ree_copy_wait<0>();
-        __syncthreads();
+    if (REE_MATMUL_SHORT) {
+        __syncthreads(); /* all stages were read */
         add_to_totals(totals, p, acc, true);
     }
     __syncthreads();

@@ -24,6 +24,18 @@ REE_INLINE int ree_min(int a, int b) { return a < b ? a : b; }
 /* a - b, or a large number */
 REE_INLINE int ree_difference(i64 a, i64 b) { return a - b > (1 << 30) ? 1 << 30 : static_cast<int>(a - b); }
 
+/* The rounds, first to end, of the `splits` blocks' number `split`, which share out `count` of them. */
+struct ree_rounds {
+    int first, end;
+
+    __device__ ree_rounds(int count, u32 split, u32 splits)
+    {
+        const int each = static_cast<int>((static_cast<u32>(count) + splits - 1) / splits);
+        first = ree_min(count, static_cast<int>(split) * each);
+        end = ree_min(count, first + each);
+    }
+};
+
 /* The share of one thread in copying a step of an operand: `k_step` k of each of `chunks` chunks in a row.
  *
  * In shared memory element (k, o) of a chunk's step lies at k * pitch + o, the next chunk's step behind it. bf16 is copied

@@ -7,7 +7,7 @@
  * sums are added in order; with REE_MATMUL_SPLIT blocks share out the rounds, and ree_chunk_sums adds the chunk sums.
  *
  * Macros: REE_MATMUL_ROWS: rows that are computed, of which a.m are stored; _PANELS, _CHUNKS, _STEP (a multiple of 8),
- * _STAGES; _BF16: B is; _A16: rows of A lie side by side and are aligned to 16 bytes; _SPLIT.
+ * _STAGES; _BLOCKS: that a multiprocessor should hold; _BF16: B is; _A16: rows of A lie side by side and are aligned to 16 bytes; _SPLIT.
  */
 #include "ree.cuh"
 #include "epilogue.cuh"
@@ -42,58 +42,65 @@ enum {
     B_COPIES = UNITS * UNIT_COPIES / THREADS,
     A_PITCH = STEP + 4, /* floats of a row's chunk */
     A_WIDTH = REE_MATMUL_A16 ? 4 : 1,
-    A_PARTS = ROWS * CHUNKS * STEP / A_WIDTH,
+    A_PARTS = CHUNKS * STEP / A_WIDTH, /* of each row */
     A_COPIES = (A_PARTS + THREADS - 1) / THREADS,
     STAGE_BYTES = UNITS * UNIT_BYTES + ROWS * CHUNKS * A_PITCH * 4,
     RING_BYTES = STAGES * STAGE_BYTES,
-    ROUND = CHUNKS * REE_CHUNK
+    ROUND = CHUNKS * REE_CHUNK,
+    /* no more at once than there are registers for */
+    K_UNROLLED = ROWS <= 4 ? STEP / 4 : 2,
+    ROWS_UNROLLED = A_COPIES <= 2 ? 4 : 1
 };
 
-/* The share of a thread in copying stages. */
+/* The share of a thread in copying stages: parts `thread`, `thread + THREADS`, ... of B and of each row of A. */
 struct copies {
     u32 from_b[B_COPIES], from_a[A_COPIES]; /* bytes from the stage's first k on */
-    int k_b[B_COPIES], k_a[A_COPIES];
+
+    static REE_INLINE int k_of_b(int part)
+    {
+        return part / UNIT_COPIES / PANELS * REE_CHUNK + part % UNIT_COPIES * 16 / ROW_BYTES;
+    }
+    static REE_INLINE int k_of_a(int part) { return part * A_WIDTH / STEP * REE_CHUNK + part * A_WIDTH % STEP; }
 
     __device__ copies(const ree_matmul_rows_args &a, int thread, int panels_left)
     {
 #pragma unroll
         for (int i = 0; i < B_COPIES; i++) {
-            const int part = thread + i * THREADS, unit = part / UNIT_COPIES, place = part % UNIT_COPIES * 16;
+            const int part = thread + i * THREADS, unit = part / UNIT_COPIES;
             const u32 panel = static_cast<u32>(ree_min(unit % PANELS, panels_left - 1));
-            k_b[i] = unit / PANELS * REE_CHUNK + place / ROW_BYTES;
             from_b[i] = panel * static_cast<u32>(a.k) * ROW_BYTES +
-                        static_cast<u32>(unit / PANELS * REE_CHUNK * ROW_BYTES + place);
+                        static_cast<u32>(unit / PANELS * REE_CHUNK * ROW_BYTES + part % UNIT_COPIES * 16);
         }
 #pragma unroll
-        for (int i = 0; i < A_COPIES; i++) {
-            const int part = thread + i * THREADS, k = part * A_WIDTH % STEP;
-            const int row = ree_min(part * A_WIDTH / STEP / CHUNKS, static_cast<int>(a.m) - 1);
-            k_a[i] = part * A_WIDTH / STEP % CHUNKS * REE_CHUNK + k;
-            from_a[i] = 4 * (static_cast<u32>(row) * static_cast<u32>(a.a_row) +
-                             static_cast<u32>(k_a[i]) * static_cast<u32>(a.a_k));
-        }
+        for (int i = 0; i < A_COPIES; i++)
+            from_a[i] = 4 * static_cast<u32>(k_of_a(thread + i * THREADS)) * static_cast<u32>(a.a_k);
     }
 
     /* all: every k of the stage is there */
-    template <bool all> REE_INLINE void copy(char *stage, int thread, const char *b, const char *a, int left) const
+    template <bool all>
+    REE_INLINE void copy(const ree_matmul_rows_args &args, char *stage, int thread, const char *b, const char *a, int left) const
     {
 #pragma unroll
         for (int i = 0; i < B_COPIES; i++) {
             const int part = thread + i * THREADS;
             char *const to = stage + part / UNIT_COPIES * UNIT_BYTES + part % UNIT_COPIES * 16;
-            ree_copy_async16(to, b + from_b[i], all || k_b[i] < left);
+            ree_copy_async16(to, b + from_b[i], all || k_of_b(part) < left);
         }
-        char *const to_a = stage + UNITS * UNIT_BYTES;
+#pragma unroll ROWS_UNROLLED
+        for (int row = 0; row < ROWS; row++) {
+            char *const stage_a = stage + UNITS * UNIT_BYTES + row * (CHUNKS * A_PITCH * 4);
+            const char *const from = a + ree_min(row, static_cast<int>(args.m) - 1) * args.a_row * 4;
 #pragma unroll
-        for (int i = 0; i < A_COPIES; i++) {
-            const int part = thread + i * THREADS, place = part * A_WIDTH;
-            if (A_PARTS % THREADS != 0 && part >= A_PARTS)
-                continue;
-            char *const to = to_a + 4 * (place / STEP * A_PITCH + place % STEP);
-            if (REE_MATMUL_A16)
-                ree_copy_async16(to, a + from_a[i], all || k_a[i] < left);
-            else
-                ree_copy_async4(to, a + from_a[i], all || k_a[i] < left);
+            for (int i = 0; i < A_COPIES; i++) {
+                const int part = thread + i * THREADS, place = part * A_WIDTH;
+                if (A_PARTS % THREADS != 0 && part >= A_PARTS)
+                    continue;
+                char *const to = stage_a + 4 * (place / STEP * A_PITCH + place % STEP);
+                if (REE_MATMUL_A16)
+                    ree_copy_async16(to, from + from_a[i], all || k_of_a(part) < left);
+                else
+                    ree_copy_async4(to, from + from_a[i], all || k_of_a(part) < left);
+            }
         }
         ree_copy_commit();
     }
@@ -102,7 +109,7 @@ struct copies {
 /* The chains of a thread over a stage: at_b: its columns, at_a: the first row of its chunk. */
 REE_INLINE void run_step(f32 (&acc)[ROWS][WIDTH], const char *at_b, const f32 *at_a)
 {
-#pragma unroll
+#pragma unroll K_UNROLLED
     for (int k = 0; k < STEP; k += 4) {
         f32 row[ROWS][4];
 #pragma unroll
@@ -123,21 +130,26 @@ REE_INLINE void run_step(f32 (&acc)[ROWS][WIDTH], const char *at_b, const f32 *a
     }
 }
 
-REE_KERNEL(ree_matmul_rows, ree_matmul_rows_args, THREADS)
+#ifdef REE_EMULATED
+#define BOUNDS THREADS
+#else
+#define BOUNDS THREADS, REE_MATMUL_BLOCKS
+#endif
+
+REE_KERNEL(ree_matmul_rows, ree_matmul_rows_args, BOUNDS)
 {
     const int thread = static_cast<int>(threadIdx.x), unit = thread / UNIT_THREADS, chunk = unit / PANELS;
     const int column = unit % PANELS * REE_PANEL + thread % UNIT_THREADS * WIDTH;
     const u32 blocks = static_cast<u32>((a.n + COLS - 1) / COLS);
     const i64 first_col = static_cast<i64>(blockIdx.x % blocks) * COLS;
-    const int split = static_cast<int>(blockIdx.x / blocks);
+    const u32 split = blockIdx.x / blocks;
     char *const stages = ree_shared();
     f32 *const sums = reinterpret_cast<f32 *>(stages + RING_BYTES); /* [chunk][row][column] */
     f32 *const totals = sums + CHUNKS * ROWS * COLS;                /* [row][column] */
 
-    const int rounds = static_cast<int>((a.k + ROUND - 1) / ROUND);
-    const int first_round = REE_MATMUL_SPLIT ? static_cast<int>(static_cast<i64>(rounds) * split / a.splits) : 0;
-    const int end_round = REE_MATMUL_SPLIT ? static_cast<int>(static_cast<i64>(rounds) * (split + 1) / a.splits) : rounds;
-    const i64 first_k = static_cast<i64>(first_round) * ROUND;
+    const int all_rounds = (static_cast<int>(a.k) + ROUND - 1) / ROUND;
+    const ree_rounds rounds(all_rounds, split, REE_MATMUL_SPLIT ? static_cast<u32>(a.splits) : 1);
+    const i64 first_k = static_cast<i64>(rounds.first) * ROUND;
 
     const copies share(a, thread, ree_difference((a.n + REE_PANEL - 1) / REE_PANEL, first_col / REE_PANEL));
     const char *from_a = reinterpret_cast<const char *>(a.a + first_k * a.a_k);
@@ -145,9 +157,9 @@ REE_KERNEL(ree_matmul_rows, ree_matmul_rows_args, THREADS)
     int left = ree_difference(a.k, first_k), to = 0, round_left = REE_CHUNK / STEP;
     auto copy_step = [&]() {
         if (left >= ROUND)
-            share.copy<true>(stages + to, thread, from_b, from_a, left);
+            share.copy<true>(a, stages + to, thread, from_b, from_a, left);
         else
-            share.copy<false>(stages + to, thread, from_b, from_a, left);
+            share.copy<false>(a, stages + to, thread, from_b, from_a, left);
         to = to + STAGE_BYTES == RING_BYTES ? 0 : to + STAGE_BYTES;
         const int on = --round_left == 0 ? STEP + (CHUNKS - 1) * REE_CHUNK : STEP;
         round_left = round_left == 0 ? REE_CHUNK / STEP : round_left;
@@ -174,7 +186,7 @@ REE_KERNEL(ree_matmul_rows, ree_matmul_rows_args, THREADS)
     const char *const first_a = stages + UNITS * UNIT_BYTES + chunk * A_PITCH * 4;
 
 #pragma unroll 1
-    for (int round = first_round; round < end_round; round++) {
+    for (int round = rounds.first; round < rounds.end; round++) {
         clear();
         const int round_k = ree_min(REE_CHUNK, ree_difference(a.k, static_cast<i64>(round) * ROUND));
 #pragma unroll 1
@@ -209,6 +221,7 @@ REE_KERNEL(ree_matmul_rows, ree_matmul_rows_args, THREADS)
             totals[i] = total;
         }
     }
+    ree_copy_wait<0>(); /* for steps beyond the last */
     if (REE_MATMUL_SPLIT)
         return;
     for (int i = thread; i < ROWS * COLS; i += THREADS) {
