@@ -67,8 +67,12 @@ install: $(STAMPS)/install
 demo: $(STAMPS)/demo
 	$(BIN)/ree demo
 
+# Tests of the second device compile much on one core each, and time nothing: two at once. The others run alone.
+DEVICE_TESTS := $(wildcard tests/test_cuda_*.py) $(addprefix tests/test_,device.py element_cuda.py emulator.py narrow.py nvrtc.py)
+
 test: $(STAMPS)/test
-	$(PY) -m pytest $(PYTEST_FLAGS)
+	$(PY) -m pytest $(PYTEST_FLAGS) $(addprefix --ignore=,$(DEVICE_TESTS))
+	$(PY) -m pytest $(PYTEST_FLAGS) -n 2 --dist loadfile $(DEVICE_TESTS)
 
 lint: $(STAMPS)/dev
 	$(BIN)/ruff check .

@@ -2,9 +2,10 @@
  *
  * A group of threads computes the whole tile for one chunk of 256 k at a time, TM x TN results a thread, from operands
  * that are copied into shared memory STAGES - 1 steps ahead. Where there is more than one group, group g takes chunks
- * g, g + GROUPS, ...; each round of theirs ends with the groups adding their chunk sums to the totals one after another.
- * Totals wait in shared memory: registers hold the chains alone. So few tiles with many k still fill the device, and
- * with REE_MATMUL_SPLIT, blocks share out the rounds as well: their chunk sums go to memory, and ree_chunk_sums adds them.
+ * g, g + GROUPS, ...; each round of theirs ends with the groups adding their chunk sums to the totals one after
+ * another. Totals wait in shared memory: registers hold the chains alone. So few tiles with many k still fill the
+ * device, and with REE_MATMUL_SPLIT, blocks share out the rounds as well: their chunk sums go to memory, and
+ * ree_chunk_sums adds them.
  *
  * Macros: REE_MATMUL_BM, _BN: the tile; _TM, _TN: a thread's part, multiples of 4; _LANE_ROWS: threads of a warp along
  * rows, 4 or 8; _GROUPS; _STEP: k of a step, 8 or 16; _STAGES; _BLOCKS: blocks that a multiprocessor should hold;
@@ -47,7 +48,8 @@ enum {
 typedef ree_matmul_operand<BM, STEP, GROUPS, THREADS, REE_MATMUL_A> operand_a;
 typedef ree_matmul_operand<BN, STEP, GROUPS, THREADS, REE_MATMUL_B> operand_b;
 
-/* Shared memory: the stages, A and B each, and two steps of B that were widened; then the totals, which take the stages'
+/* Shared memory: the stages, A and B each, and two steps of B that were widened; then the totals, which take the
+ * stages'
  * place if SHORT. */
 enum {
     WIDENED = operand_b::is_bf16,
@@ -193,7 +195,8 @@ REE_INLINE void store_sums(const ree_matmul_args &a, const tile &t, i64 chunk, c
                 continue;
             if (a.n % 4 == 0) {
                 if (left > 0)
-                    *reinterpret_cast<float4 *>(at) = make_float4(acc[i][j], acc[i][j + 1], acc[i][j + 2], acc[i][j + 3]);
+                    *reinterpret_cast<float4 *>(at) =
+                        make_float4(acc[i][j], acc[i][j + 1], acc[i][j + 2], acc[i][j + 3]);
                 continue;
             }
 #pragma unroll
@@ -219,8 +222,9 @@ REE_KERNEL(ree_matmul, ree_matmul_args, BOUNDS)
     f32 *const totals = reinterpret_cast<f32 *>(stages + TOTALS);
 
     enum { ROUND = GROUPS * REE_CHUNK };
-    const int all_rounds = static_cast<int>((a.k + ROUND - 1) / ROUND);
-    const ree_rounds rounds(all_rounds, t.split, REE_MATMUL_SPLIT ? static_cast<u32>(a.splits) : 1);
+    ree_rounds rounds = {0, static_cast<int>((a.k + ROUND - 1) / ROUND)};
+    if (REE_MATMUL_SPLIT)
+        rounds = ree_shared_rounds(rounds.end, t.split, a.splits);
 
     const operand_a copy_a(thread, ree_difference(a.m, t.row), static_cast<int>(a.a_row), static_cast<int>(a.a_k));
     const operand_b copy_b(thread, ree_difference(a.n, t.col), static_cast<int>(a.b_col), static_cast<int>(a.b_k));
@@ -262,14 +266,16 @@ REE_KERNEL(ree_matmul, ree_matmul_args, BOUNDS)
     };
 
     const char *const first_a = stages + 4 * (group * operand_a::floats + p.row);
-    const char *const first_b = stages + (WIDENED ? RING_BYTES : operand_a::stage_bytes) + 4 * (group * operand_b::floats + p.col);
+    const char *const first_b =
+        stages + (WIDENED ? RING_BYTES : operand_a::stage_bytes) + 4 * (group * operand_b::floats + p.col);
     const char *at_a, *at_b; /* the thread's operands of the step that is read */
     int from = 0, odd = 0;
     /* until the step in the stage at `from` is there, for all threads */
     auto await_step = [&]() {
         ree_copy_wait<STAGES - 2>();
         if (WIDENED) {
-            copy_b.widen(reinterpret_cast<f32 *>(stages + RING_BYTES + odd), stages + from + operand_a::stage_bytes, thread);
+            copy_b.widen(reinterpret_cast<f32 *>(stages + RING_BYTES + odd), stages + from + operand_a::stage_bytes,
+                         thread);
             at_b = first_b + odd;
             odd ^= WIDENED_BYTES;
         } else {

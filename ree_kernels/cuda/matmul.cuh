@@ -1,9 +1,9 @@
 /* What the kernels of matrix products share: how operands are copied into shared memory, a step of k at a time.
  *
  * The order is that of `dot`: an FMA chain from +0 over each chunk of 256 k, chunk sums added in ascending order to a
- * total that starts at +0. Beyond the end of k both operands are filled with zeros: the chain goes on with fma(0, 0, x),
- * which is x but for x = -0, and a total, which is never -0, is the same with either zero added. Rows and columns beyond
- * the end are copies of the last one, whose results nobody stores.
+ * total that starts at +0. Beyond the end of k both operands are filled with zeros: the chain goes on with fma(0, 0,
+ * x), which is x but for x = -0, and a total, which is never -0, is the same with either zero added. Rows and columns
+ * beyond the end are copies of the last one, whose results nobody stores.
  */
 #ifndef REE_MATMUL_CUH
 #define REE_MATMUL_CUH
@@ -24,24 +24,28 @@ REE_INLINE int ree_min(int a, int b) { return a < b ? a : b; }
 /* a - b, or a large number */
 REE_INLINE int ree_difference(i64 a, i64 b) { return a - b > (1 << 30) ? 1 << 30 : static_cast<int>(a - b); }
 
-/* The rounds, first to end, of the `splits` blocks' number `split`, which share out `count` of them. */
+/* Rounds of chunks from `first` on, to before `end`. */
 struct ree_rounds {
     int first, end;
-
-    __device__ ree_rounds(int count, u32 split, u32 splits)
-    {
-        const int each = static_cast<int>((static_cast<u32>(count) + splits - 1) / splits);
-        first = ree_min(count, static_cast<int>(split) * each);
-        end = ree_min(count, first + each);
-    }
 };
+
+/* Those of block number `split` of `splits`, which share out all. */
+REE_INLINE ree_rounds ree_shared_rounds(int all, u32 split, i64 splits)
+{
+    const u32 many = static_cast<u32>(splits);
+    const int each = static_cast<int>((static_cast<u32>(all) + many - 1) / many);
+    ree_rounds rounds;
+    rounds.first = ree_min(all, static_cast<int>(split) * each);
+    rounds.end = ree_min(all, rounds.first + each);
+    return rounds;
+}
 
 /* The share of one thread in copying a step of an operand: `k_step` k of each of `chunks` chunks in a row.
  *
- * In shared memory element (k, o) of a chunk's step lies at k * pitch + o, the next chunk's step behind it. bf16 is copied
- * to a place of the thread's own first, from where the thread widens it. A step has `parts`, each a copy's worth;
- * a thread has part `thread`, `thread + threads`, ... All numbers are powers of two: the k and outer of its copy i are
- * those of copy 0 and, on top, what does not depend on the thread.
+ * In shared memory element (k, o) of a chunk's step lies at k * pitch + o, the next chunk's step behind it. bf16 is
+ * copied to a place of the thread's own first, from where the thread widens it. A step has `parts`, each a copy's
+ * worth; a thread has part `thread`, `thread + threads`, ... All numbers are powers of two: the k and outer of its
+ * copy i are those of copy 0 and, on top, what does not depend on the thread.
  */
 template <int outer, int k_step, int chunks, int threads, int mode> struct ree_matmul_operand {
     enum {
@@ -92,7 +96,7 @@ template <int outer, int k_step, int chunks, int threads, int mode> struct ree_m
     }
     static REE_INLINE bool has(int thread, int i) { return parts % threads == 0 || thread + i * threads < parts; }
 
-    /* outer_left: how many there are from the first one of the tile; `stride` is from panel to panel where there are. */
+    /* outer_left: how many there are from the first one of the tile; `stride` is from panel to panel, if any. */
     __device__ ree_matmul_operand(int thread, int outer_left, int stride, int stride_k)
     {
         const int last = is_panel ? (outer_left - 1) / 8 : outer_left - width;
@@ -114,7 +118,8 @@ template <int outer, int k_step, int chunks, int threads, int mode> struct ree_m
         int k_more = 0;
 #pragma unroll
         for (int i = 0; i < copies; i++) {
-            if (!has_fixed_k && k_of(i * threads) != k_more) /* step by step: products of strides would cost registers */
+            /* step by step: products of strides would cost registers */
+            if (!has_fixed_k && k_of(i * threads) != k_more)
                 source += (k_of(i * threads) - k_more) * k_bytes;
             k_more = k_of(i * threads);
             if (!has(thread, i))

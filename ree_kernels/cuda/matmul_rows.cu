@@ -1,13 +1,15 @@
 /* C = A B for few rows of A and a B in panels: as fast as B can be read.
  *
- * A block has PANELS panels of B, 8 columns each, and works on CHUNKS chunks of 256 k of them at once. What it reads of one
- * panel and one chunk, a unit, lies in one piece. Stages of STEP k of each unit are copied into shared memory STAGES - 1
- * ahead, which is what hides the memory's latency: the bytes under way do not depend on the number of threads. A thread
- * runs the chains of all ROWS rows for one column of one unit, or for two of bf16. When a round of chunks is done, their
- * sums are added in order; with REE_MATMUL_SPLIT blocks share out the rounds, and ree_chunk_sums adds the chunk sums.
+ * A block has PANELS panels of B, 8 columns each, and works on CHUNKS chunks of 256 k of them at once. What it reads
+ * of one panel and one chunk, a unit, lies in one piece. Stages of STEP k of each unit are copied into shared memory
+ * STAGES - 1 ahead, which is what hides the memory's latency: the bytes under way do not depend on the number of
+ * threads. A thread runs the chains of all ROWS rows for one column of one unit, or for two of bf16. When a round of
+ * chunks is done, their sums are added in order; with REE_MATMUL_SPLIT blocks share out the rounds, and
+ * ree_chunk_sums adds the chunk sums.
  *
  * Macros: REE_MATMUL_ROWS: rows that are computed, of which a.m are stored; _PANELS, _CHUNKS, _STEP (a multiple of 8),
- * _STAGES; _BLOCKS: that a multiprocessor should hold; _BF16: B is; _A16: rows of A lie side by side and are aligned to 16 bytes; _SPLIT.
+ * _STAGES; _BLOCKS: that a multiprocessor should hold; _BF16: B is; _A16: rows of A lie side by side and are aligned
+ * to 16 bytes; _SPLIT.
  */
 #include "ree.cuh"
 #include "epilogue.cuh"
@@ -78,7 +80,8 @@ struct copies {
 
     /* all: every k of the stage is there */
     template <bool all>
-    REE_INLINE void copy(const ree_matmul_rows_args &args, char *stage, int thread, const char *b, const char *a, int left) const
+    REE_INLINE void copy(const ree_matmul_rows_args &args, char *stage, int thread, const char *b, const char *a,
+                         int left) const
     {
 #pragma unroll
         for (int i = 0; i < B_COPIES; i++) {
@@ -147,8 +150,9 @@ REE_KERNEL(ree_matmul_rows, ree_matmul_rows_args, BOUNDS)
     f32 *const sums = reinterpret_cast<f32 *>(stages + RING_BYTES); /* [chunk][row][column] */
     f32 *const totals = sums + CHUNKS * ROWS * COLS;                /* [row][column] */
 
-    const int all_rounds = (static_cast<int>(a.k) + ROUND - 1) / ROUND;
-    const ree_rounds rounds(all_rounds, split, REE_MATMUL_SPLIT ? static_cast<u32>(a.splits) : 1);
+    ree_rounds rounds = {0, (static_cast<int>(a.k) + ROUND - 1) / ROUND};
+    if (REE_MATMUL_SPLIT)
+        rounds = ree_shared_rounds(rounds.end, split, a.splits);
     const i64 first_k = static_cast<i64>(rounds.first) * ROUND;
 
     const copies share(a, thread, ree_difference((a.n + REE_PANEL - 1) / REE_PANEL, first_col / REE_PANEL));
