@@ -14,16 +14,18 @@ if TYPE_CHECKING:
     from ree.program import Program
 
 
-def bench(source: str, threads: int, rounds: int, progress: Callable[[str], None]) -> dict[str, Any]:
+def bench(
+    source: str, threads: int, rounds: int, progress: Callable[[str], None], device: str = "cpu"
+) -> dict[str, Any]:
     """Medians in ms, time to prepare in s and digests by engine; a .ree file is timed alone.
 
-    A peer that cannot run the model is listed under "failed" with its reason; if ree cannot,
-    that is an error.
+    device: where ree runs, and, if torch can run there, torch eager beside it; other peers run on the CPU alone. A
+    peer that cannot run the model is listed under "failed" with its reason; if ree cannot, that is an error.
     """
     failed: dict[str, str] = {}
-    engines = _program_engine(source, threads) if Path(source).suffix == ".ree" else {}
+    engines = _program_engine(source, threads, device) if Path(source).suffix == ".ree" else {}
     if not engines:
-        engines = _model_engines(source, threads, progress, failed)
+        engines = _model_engines(source, threads, progress, failed, device)
     progress("timing")
     medians = measure.medians_ms(measure.interleaved({n: e.run for n, e in engines.items()}, rounds))
     return {
@@ -42,33 +44,33 @@ def bench(source: str, threads: int, rounds: int, progress: Callable[[str], None
 
 
 def _model_engines(
-    source: str, threads: int, progress: Callable[[str], None], failed: dict[str, str]
+    source: str, threads: int, progress: Callable[[str], None], failed: dict[str, str], device: str
 ) -> dict[str, peers.Engine]:
     from ree import loaders
 
     loaded = loaders.load(source)
     module = loaded.model if hasattr(loaded.model, "forward") else loaded.model.module()
     engines = {}
-    for name in ("ree", *peers.available()):
+    for name in ("ree", *peers.available(device)):
         progress(f"preparing {name}")
         if name == "ree":
-            engines[name] = peers.make(name, loaded.model, loaded.example_inputs, threads)
+            engines[name] = peers.make(name, loaded.model, loaded.example_inputs, threads, device)
             continue
         try:
-            engines[name] = peers.make(name, module, loaded.example_inputs, threads)
+            engines[name] = peers.make(name, module, loaded.example_inputs, threads, device)
         except Exception as error:  # what a peer raises for a model that it cannot run
             failed[name] = f"{type(error).__name__}: {loaders.first_line(error)}"
     return engines
 
 
-def _program_engine(source: str, threads: int) -> dict[str, peers.Engine]:
+def _program_engine(source: str, threads: int, device: str) -> dict[str, peers.Engine]:
     import time
 
     import ree
 
     ree.threads(threads)
     start = time.perf_counter()
-    program = ree.load(source)
+    program = ree.load(source, device)
     inputs = example_inputs(program)
     program.run_flat(inputs)
     return {"ree": peers.Engine("ree", lambda: program.run_flat(inputs), time.perf_counter() - start)}

@@ -62,19 +62,35 @@ def compile(
     source: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .ree file to write.")],
     cache: Annotated[bool, typer.Option(help="Take it from the cache if it was compiled before, and keep it.")] = True,
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Compile a model to a .ree file."""
     from ree import program_cache, sources
+    from ree.device.place import maker_of
 
+    maker_of(device)  # first, since it is cheap
     with _status("reading the files") as status:
         files = sources.of(source, options={}) if cache else None
         found = program_cache.restore(files, output) if files else None
         summary = found or _compile(source, output, status)
         if files and not found:
             program_cache.remember(files, output, summary)
+        _warm(output, device, status)
     result = {"file": str(output), "bytes": output.stat().st_size, **summary, "cached": found is not None}
     _print(result, as_json, f"{output}: {result['bytes']:,} bytes, program {result['program_id']}")
+
+
+def _warm(output: Path, device: str, status: Status) -> None:
+    """Compile the kernels of another device, too: they are found in the cache when the file is run there."""
+    if device == "cpu":
+        return
+    import ree
+    from ree.inspection import binding_of
+
+    status.update(f"compiling kernels for {device}")
+    program = ree.load(output, device)
+    program.plan(tuple(binding_of(program.graph, {}).values())).compile()
 
 
 def _compile(source: str, output: Path, status: Status) -> dict[str, Any]:
@@ -219,13 +235,14 @@ def inspect(
     size: Annotated[list[str] | None, typer.Option(help="Value of a dynamic dimension, NAME=N.")] = None,
     dtype: cli_generate.Dtype = None,
     text: Annotated[Path | None, typer.Option(help="A text: how well the model predicts it in each dtype.")] = None,
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Operators, groups, floating-point operations, bytes and digests of a .ree file; or what a language model is."""
     if file.is_dir():
         if size:
             raise InputError("--size goes with a .ree file")
-        described = cli_generate.inspect(file, dtype, text)
+        described = cli_generate.inspect(file, dtype, text, device)
         _print(described, as_json, "\n".join(f"{key}: {value}" for key, value in described.items()))
         return
     if dtype is not None or text is not None:
@@ -260,13 +277,14 @@ def bench(
     source: Annotated[str, typer.Argument(help="A .ree file, or a model as `ree compile` takes it.")],
     threads: Threads = 2,
     rounds: Annotated[int, typer.Option(min=1, max=ROUNDS_MAX, help="Interleaved rounds of three runs.")] = 5,
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Time a model: ree against eager, torch.compile and, if installed, onnxruntime."""
     from ree import bench as bench_module
 
     with _status("preparing") as status:
-        result = bench_module.bench(source, threads, rounds, lambda step: status.update(step))
+        result = bench_module.bench(source, threads, rounds, lambda step: status.update(step), device)
     if as_json:
         _print(result, True)
         return

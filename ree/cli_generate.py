@@ -288,12 +288,12 @@ def _verdict(verified: Verified, expected: Expected, text: str) -> tuple[dict[st
     return result, line
 
 
-def inspect(path: Path, dtype: str | None, text: Path | None) -> dict[str, Any]:
+def inspect(path: Path, dtype: str | None, text: Path | None, device: str = "cpu") -> dict[str, Any]:
     """What a model folder holds; with a text, how well the model predicts it in fp32 and in this dtype."""
     from ree.lm.model import FP32
 
     with Progress() as progress:
-        found = _open(path, dtype, progress)
+        found = _open(path, dtype, progress, device)
         folder = found.folder
         described: dict[str, Any] = {
             "architecture": folder.architecture,
@@ -310,7 +310,8 @@ def inspect(path: Path, dtype: str | None, text: Path | None) -> dict[str, Any]:
             return described
         tokens = folder.tokenizer.encode(_read(text, str(text)))
         narrow = _perplexity(found, tokens, progress)
-        full = narrow if found.dtype == FP32 else _perplexity(_open(path, FP32, progress), tokens, progress)
+        wide = found if found.dtype == FP32 else _open(path, FP32, progress, device)
+        full = narrow if wide is found else _perplexity(wide, tokens, progress)
     change = (narrow / full - 1) * 100
     return described | {
         "tokens": len(tokens),

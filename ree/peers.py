@@ -7,6 +7,7 @@ same timer and the same digests serve all of them.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
 import tempfile
@@ -35,17 +36,24 @@ class Engine:
     prepare_s: float
 
 
-def available() -> tuple[str, ...]:
-    """The peers that can run here."""
+def available(device: str = "cpu") -> tuple[str, ...]:
+    """The peers that can run here, on this device."""
+    if device != "cpu":
+        import torch
+
+        return PEERS[:1] if torch.cuda.is_available() else ()
     onnx = all(find_spec(package) for package in ("onnx", "onnxscript", "onnxruntime"))
     return PEERS if onnx else PEERS[:2]
 
 
-def make(name: str, module: Any, inputs: Sequence[Any], threads: int) -> Engine:
-    """The engine `name` ("ree" or one of PEERS), ready to run: compiled and run once."""
+def make(name: str, module: Any, inputs: Sequence[Any], threads: int, device: str = "cpu") -> Engine:
+    """The engine `name` ("ree" or one of PEERS), ready to run: compiled and run once.
+
+    On another device than the CPU a run has its inputs there, and ends when its outputs are back.
+    """
     makers = {"ree": _ree, "eager": _eager, "inductor": _inductor, "onnxruntime": _onnxruntime}
     start = time.perf_counter()
-    run = makers[name](module, tuple(inputs), threads)
+    run = (makers if device == "cpu" else _there(device))[name](module, tuple(inputs), threads)
     run()
     return Engine(name, run, time.perf_counter() - start)
 
@@ -55,7 +63,7 @@ def arrays(outputs: Any) -> list[np.ndarray]:
     import torch
     from torch.utils import _pytree
 
-    return [leaf.detach().numpy() for leaf in _pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+    return [leaf.detach().cpu().numpy() for leaf in _pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
 
 
 def _ree(module: Any, inputs: tuple[Any, ...], threads: int) -> Callable[[], list[np.ndarray]]:
@@ -64,6 +72,25 @@ def _ree(module: Any, inputs: tuple[Any, ...], threads: int) -> Callable[[], lis
     ree.threads(threads)
     program = ree.compile(module, inputs)
     return lambda: arrays(program(*inputs))
+
+
+def _there(device: str) -> dict[str, Callable[..., Callable[[], list[np.ndarray]]]]:
+    """The makers of engines that run on a CUDA device."""
+    import torch
+
+    def moved(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(x.to(device) for x in inputs) if torch.cuda.is_available() else inputs
+
+    def ree_there(module: Any, inputs: tuple[Any, ...], threads: int) -> Callable[[], list[np.ndarray]]:
+        import ree
+
+        program, given = ree.compile(module, inputs, device=device), moved(inputs)
+        return lambda: arrays(program(*given))
+
+    def eager_there(module: Any, inputs: tuple[Any, ...], threads: int) -> Callable[[], list[np.ndarray]]:
+        return _eager(copy.deepcopy(module).to(device), moved(inputs), threads)
+
+    return {"ree": ree_there, "eager": eager_there}
 
 
 def _eager(module: Any, inputs: tuple[Any, ...], threads: int) -> Callable[[], list[np.ndarray]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -368,3 +369,32 @@ def test_a_device_that_is_lost_while_torch_waits_is_a_device_error() -> None:
 
     with pytest.raises(DeviceError, match="lost"), Place(0, Lost(), Torch()):
         raise AssertionError("not reached")
+
+
+FACTORY = """
+import torch
+
+def make():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.GELU()).eval(), (torch.randn(2, 8),)
+"""
+
+
+def test_compile_and_bench_for_a_device(
+    emulated: object, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "zoo.py").write_text(FACTORY)
+    source = f"{tmp_path / 'zoo.py'}:make"
+    assert run("compile", source, "-o", tmp_path / "m.ree", "--device", "cuda") == 0
+    assert list((tmp_path / "cache").glob("*.image"))
+    capsys.readouterr()
+    digests = []
+    for what in (source, tmp_path / "m.ree"):
+        for device in ("cpu", "cuda"):
+            assert run("bench", what, "--rounds", 1, "--device", device, "--json") == 0
+            found = json.loads(capsys.readouterr().out)
+            digests.append(found["engines"]["ree"]["digest"])
+    assert digests[0] == digests[1] and digests[2] == digests[3]
+    assert run("compile", source, "-o", tmp_path / "n.ree", "--device", "gpu") == 2
+    assert not (tmp_path / "n.ree").exists()

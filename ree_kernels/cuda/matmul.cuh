@@ -29,14 +29,12 @@ struct ree_rounds {
     int first, end;
 };
 
-/* Those of block number `split` of `splits`, which share out all. */
+/* Those of block number `split` of `splits`, which share out all; all * splits is below 2^32. */
 REE_INLINE ree_rounds ree_shared_rounds(int all, u32 split, i64 splits)
 {
-    const u32 many = static_cast<u32>(splits);
-    const int each = static_cast<int>((static_cast<u32>(all) + many - 1) / many);
     ree_rounds rounds;
-    rounds.first = ree_min(all, static_cast<int>(split) * each);
-    rounds.end = ree_min(all, rounds.first + each);
+    rounds.first = static_cast<int>(static_cast<u32>(all) * split / static_cast<u32>(splits));
+    rounds.end = static_cast<int>(static_cast<u32>(all) * (split + 1) / static_cast<u32>(splits));
     return rounds;
 }
 
