@@ -23,7 +23,6 @@ _WARPS_FULL = 16  # of a multiprocessor: so many hide each other's waits
 _BLOCK_CLOCKS = 2500  # what a block takes besides its products
 _LAUNCH_CLOCKS = 3000
 _SUMS_BYTES_MAX = 1 << 28
-_SHARES_MAX = 1 << 31  # rounds of chunks, times the blocks that share them
 
 
 class Lies(IntEnum):
@@ -144,7 +143,7 @@ def _splits(multiprocessors: int, tile: Tile, m: int, n: int, k: int, items: int
     tiles, rounds = _tiles(tile, m, n, items), -(-k // (CHUNK * tile.groups))
     sums_bytes = 4 * m * n * items * -(-k // CHUNK)
     most = min(rounds, tile.blocks * multiprocessors // max(1, tiles))
-    if most > 1 and sums_bytes <= _SUMS_BYTES_MAX and rounds * most < _SHARES_MAX:
+    if most > 1 and sums_bytes <= _SUMS_BYTES_MAX:
         yield from {most, min(most, max(2, multiprocessors // tiles))}
 
 

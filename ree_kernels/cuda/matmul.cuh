@@ -29,12 +29,12 @@ struct ree_rounds {
     int first, end;
 };
 
-/* Those of block number `split` of `splits`, which share out all; all * splits is below 2^32. */
-REE_INLINE ree_rounds ree_shared_rounds(int all, u32 split, i64 splits)
+/* Those of block number `split` of `splits`, which share out all. */
+REE_INLINE ree_rounds ree_shared_rounds(i64 all, u32 split, i64 splits)
 {
     ree_rounds rounds;
-    rounds.first = static_cast<int>(static_cast<u32>(all) * split / static_cast<u32>(splits));
-    rounds.end = static_cast<int>(static_cast<u32>(all) * (split + 1) / static_cast<u32>(splits));
+    rounds.first = static_cast<int>(all * split / splits);
+    rounds.end = static_cast<int>(all * (split + 1) / splits);
     return rounds;
 }
 
