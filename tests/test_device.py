@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -381,17 +382,18 @@ def make():
 
 
 def test_compile_and_bench_for_a_device(
-    emulated: object, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REE_CACHE", str(tmp_path / "cache"))
     (tmp_path / "zoo.py").write_text(FACTORY)
     source = f"{tmp_path / 'zoo.py'}:make"
-    assert run("compile", source, "-o", tmp_path / "m.ree", "--device", "cuda") == 0
+    with cuda.use(emulator.Emulator()):  # on which nothing is loaded yet
+        assert run("compile", source, "-o", tmp_path / "m.ree", "--device", "cuda") == 0
     assert list((tmp_path / "cache").glob("*.image"))
     capsys.readouterr()
     digests = []
-    for what in (source, tmp_path / "m.ree"):
-        for device in ("cpu", "cuda"):
+    for what, device in itertools.product((source, tmp_path / "m.ree"), ("cpu", "cuda")):
+        with cuda.use(emulator.shared()):
             assert run("bench", what, "--rounds", 1, "--device", device, "--json") == 0
             found = json.loads(capsys.readouterr().out)
             digests.append(found["engines"]["ree"]["digest"])

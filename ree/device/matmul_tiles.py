@@ -37,7 +37,7 @@ class Lies(IntEnum):
 
 
 _FIXED_K = (Lies.INNER, Lies.PANELS, Lies.PANELS_BF16)
-_COPIES_MAX = 40  # of a thread, where each needs registers
+_COPIES_MAX = 24  # of a thread, where each needs registers
 
 
 class Tile(NamedTuple):

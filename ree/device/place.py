@@ -6,7 +6,6 @@ import platform
 import re
 import sys
 import threading
-import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,7 +15,6 @@ from ree.device import images
 from ree.errors import DeviceError, InputError
 
 if TYPE_CHECKING:
-    from ree.device.weights import DeviceWeights
     from ree.graph import Graph
     from ree.plan.stream import Stream
     from ree.plan.weights import Weights
@@ -144,18 +142,17 @@ class _CudaMaker:
         self.ordinal, self.device = ordinal, device
         self.text = f"cuda {device.target} {device.name}"
         self._lock = threading.Lock()
-        self._weights: weakref.WeakKeyDictionary[Weights, DeviceWeights] = weakref.WeakKeyDictionary()
 
     def plan(self, graph: Graph, weights: Weights, stream: Stream | None = None) -> Any:
         from ree.device.planner import DevicePlanner
         from ree.device.weights import DeviceWeights
 
         with self._lock:
-            there = self._weights.setdefault(weights, DeviceWeights(weights, self.device))
+            there = weights.elsewhere.setdefault(self, DeviceWeights(weights, self.device))
         return DevicePlanner(graph, there, stream).run()
 
     def packed_bytes(self, weights: Weights) -> int:
-        return self._weights[weights].packed_bytes if weights in self._weights else 0
+        return weights.elsewhere[self].packed_bytes if self in weights.elsewhere else 0
 
     def arena(self) -> Any:
         from ree.device.plan import DeviceArena

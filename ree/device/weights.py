@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ class DeviceWeights:
     """Constants on one device, shared by all plans of a program; each form is copied there when it is first used."""
 
     def __init__(self, weights: Weights, device: Device) -> None:
-        self._host = weakref.ref(weights)  # whose copies these are: they go when it goes
+        self._host = weights
         self._lock = threading.RLock()  # programs on several devices share them
         self.device = device
         self._plain: dict[int, Any] = {}
@@ -27,9 +26,7 @@ class DeviceWeights:
 
     def array(self, number: int) -> np.ndarray:
         """The plain data of a constant, on the host."""
-        host = self._host()
-        assert host is not None, "a plan outlived its program"
-        return host.array(number)
+        return self._host.array(number)
 
     def packed(self, key: tuple[Any, ...], make: Callable[[], np.ndarray]) -> tuple[int, int]:
         """Number and size in bytes of the packed form `key`, made on the host by `make` the first time."""

@@ -31,6 +31,7 @@ class Weights:
     _plain: dict[int, np.ndarray] = field(default_factory=dict)
     _packed: list[Any] = field(default_factory=list)
     _numbers: dict[tuple[Any, ...], int] = field(default_factory=dict)
+    elsewhere: dict[Any, Any] = field(default_factory=dict)  # by device: their copies there, which go when they go
     _lock: Any = field(default_factory=threading.RLock)  # programs for several devices share them
 
     def address(self, kind: str, number: int) -> int:
