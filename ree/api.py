@@ -7,7 +7,7 @@ import gc
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ree.device.place import maker_of
+from ree.device.backend import backend_of
 from ree.errors import InputError
 from ree.limits import THREADS_MAX
 from ree.program import Program, load
@@ -41,7 +41,7 @@ def compile(
     from ree.capture import capture
     from ree.passes import prepare
 
-    maker_of(device)  # first, since it is cheap
+    backend_of(device)  # first, since it is cheap
     args, kwargs = _arguments(example_inputs)
     if type(seed) is not int or not 0 <= seed < 1 << 64:
         raise InputError(f"seed {seed} is not in 0 .. 2^64-1")

@@ -67,9 +67,9 @@ def compile(
 ) -> None:
     """Compile a model to a .ree file."""
     from ree import program_cache, sources
-    from ree.device.place import maker_of
+    from ree.device.backend import backend_of
 
-    maker_of(device)  # first, since it is cheap
+    backend_of(device)  # first, since it is cheap
     with _status("reading the files") as status:
         files = sources.of(source, options={}) if cache else None
         found = program_cache.restore(files, output) if files else None
@@ -247,6 +247,8 @@ def inspect(
         return
     if dtype is not None or text is not None:
         raise InputError("--dtype and --text go with a model folder")
+    if device != "cpu":
+        raise InputError("--device goes with --text; what is in a .ree file is the same on every device")
     import ree
     from ree import inspection
 

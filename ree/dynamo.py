@@ -14,7 +14,7 @@ from typing import Any
 
 import ree_kernels.cpu as cpu
 from ree.capture import Importer, from_torch_dtype, target_name, to_numpy
-from ree.device.place import CPU
+from ree.device.backend import CPU
 from ree.errors import CaptureError, UnsupportedError
 from ree.graph import Graph, check
 from ree.lower import T, located

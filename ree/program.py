@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ree import dims, file, structure
-from ree.device.place import CPU, Maker, Place, StateMemory, maker_of
+from ree.device.backend import CPU, Backend, StateMemory, TensorsThere, backend_of
 from ree.errors import DTypeError, InputError, ShapeError, VerificationError
 from ree.graph import Graph
 from ree.limits import BINDINGS_CACHED_MAX, KEPT_BYTES_MAX
@@ -65,7 +65,7 @@ class Program(Outline):
         super().__init__(graph, inputs, outputs, trusted)
         self._rebuild = rebuild
         self.device = device
-        self._maker = maker_of(device)
+        self._backend = backend_of(device)
         self.weights = Weights(graph.constants)
         self._plans: OrderedDict[tuple[Any, tuple[int, ...]], Any] = OrderedDict()
         self._lock = threading.RLock()  # results that are computed again may be asked for while a plan is held
@@ -82,7 +82,7 @@ class Program(Outline):
         if device == self.device:
             return self
         other = copy.copy(self)
-        other.device, other._maker = device, maker_of(device)
+        other.device, other._backend = device, backend_of(device)
         other._plans, other._lock = OrderedDict(), threading.RLock()
         _living.add(other)
         if not other.graph.is_dynamic():
@@ -92,7 +92,7 @@ class Program(Outline):
     @property
     def device_text(self) -> str:
         """What a receipt says, for people, of where it runs."""
-        return self._maker.text
+        return self._backend.text
 
     def watch(self, weights: Sequence[Any]) -> None:
         """Refuse to run or be written once one of these torch tensors has changed whose memory the program shares.
@@ -163,7 +163,7 @@ class Program(Outline):
     def run_flat(self, tensors: Sequence[Any]) -> list[Any]:
         """Run on a flat list of inputs (in the order of `input_names`); gives a flat list of outputs."""
         tensors = _from_dlpack(tensors)
-        where = self._maker.place_of(tensors, self.input_names)
+        where = self._backend.tensors_there(tensors, self.input_names)
         held, sizes = self._held(tensors, where)
         with self._lock:
             plan = self.plan(sizes)
@@ -184,7 +184,7 @@ class Program(Outline):
         from ree.commit.trace import Trace
 
         tensors = _from_dlpack(tensors)
-        where = self._maker.place_of(tensors, self.input_names)
+        where = self._backend.tensors_there(tensors, self.input_names)
         tensors = tensors if where is None else where.on_host(tensors)
         held, sizes = self._held(tensors)
         declared = [i.type.dtype for i in self.graph.inputs]
@@ -234,7 +234,7 @@ class Program(Outline):
         return [tensor for tensor, _ in outputs], recording
 
     def _held(
-        self, tensors: Sequence[Any], where: Place | None = None
+        self, tensors: Sequence[Any], where: TensorsThere | None = None
     ) -> tuple[list[tuple[Any, tuple[int, ...], int]], tuple[int, ...]]:
         """Inputs as memory, and the values of the program's symbols that their shapes mean."""
         self.check_weights()
@@ -247,24 +247,24 @@ class Program(Outline):
                 for t, (dtype, name) in zip(tensors, declared, strict=True)
             ]
         else:
-            both = zip(where.aligned(tensors), declared, strict=True)
-            held = [_torch_memory(where.torch, tensor, *told) for tensor, told in both]
+            both = zip(tensors, declared, strict=True)
+            held = [_torch_memory(where.torch, tensor, *told, where.align_bytes) for tensor, told in both]
         binding = self._bind([shape for _, shape, _ in held])
         return held, tuple(binding[name] for name in self.graph.symbols)
 
     def plan(self, binding: tuple[int, ...]) -> Any:
         """The plan for these values of the program's symbols (in their order)."""
-        return self._kept_plan(self._maker, binding)
+        return self._kept_plan(self._backend, binding)
 
     def host_plan(self, binding: tuple[int, ...]) -> Plan:
         """The plan for these values on this machine's processor, whose groups can be run one by one."""
-        found: Plan = self._kept_plan(maker_of(CPU), binding)
+        found: Plan = self._kept_plan(backend_of(CPU), binding)
         return found
 
-    def _kept_plan(self, maker: Maker, binding: tuple[int, ...]) -> Any:
-        key = (maker, binding)
+    def _kept_plan(self, backend: Backend, binding: tuple[int, ...]) -> Any:
+        key = (backend, binding)
         if key not in self._plans:
-            self._plans[key] = self.guarded(lambda: maker.plan(self.static(binding), self.weights))
+            self._plans[key] = self.guarded(lambda: backend.plan(self.static(binding), self.weights))
             if len(self._plans) > BINDINGS_CACHED_MAX:
                 self._plans.popitem(last=False)
         self._plans.move_to_end(key)
@@ -279,22 +279,22 @@ class Program(Outline):
     def streamed_plan(self, binding: tuple[int, ...], stream: Stream) -> Any:
         """A compiled plan of this causal program that keeps keys and values in the caller's memory."""
         with self._lock:
-            plan = self._maker.plan(self.static(binding), self.weights, stream)
+            plan = self._backend.plan(self.static(binding), self.weights, stream)
             plan.compile()
         return plan
 
     @property
     def packed_bytes(self) -> int:
         """Of the weights in the forms that kernels read, where the program runs."""
-        return self._maker.packed_bytes(self.weights)
+        return self._backend.packed_bytes(self.weights)
 
     def arena(self) -> Any:
         """Memory that plans which take turns may share."""
-        return self._maker.arena()
+        return self._backend.arena()
 
     def state_memory(self, n_bytes: int) -> StateMemory:
         """Memory for a streamed plan's state, all zeros; MemoryError or LimitError if there is none."""
-        return self._maker.state_memory(n_bytes)
+        return self._backend.state_memory(n_bytes)
 
     def _bind(self, shapes: Sequence[tuple[int, ...]]) -> dict[str, int]:
         """The symbols' values that these input shapes mean; ShapeError if they mean none."""
@@ -337,7 +337,7 @@ class Program(Outline):
 
 def load(path: str | os.PathLike[str], device: str = CPU) -> Program:
     """Read a `.ree` file; needs no torch. FormatError if it is none or was altered; device: as for `Program.to`."""
-    maker_of(device)  # first, since it is cheap
+    backend_of(device)  # first, since it is cheap
     graph, inputs, outputs = file.load(path)
     return Program(graph, inputs, outputs, trusted=False, device=device)
 
@@ -392,7 +392,9 @@ def _canonical(held: tuple[Any, tuple[int, ...], int], dtype: DType) -> tuple[An
     return array, shape, array.ctypes.data
 
 
-def _torch_memory(torch: Any, tensor: Any, dtype: DType, name: str) -> tuple[Any, tuple[int, ...], int]:
+def _torch_memory(
+    torch: Any, tensor: Any, dtype: DType, name: str, align_bytes: int = 1
+) -> tuple[Any, tuple[int, ...], int]:
     from ree.capture import to_torch_dtype
 
     if tensor.is_nested or tensor.layout != torch.strided:
@@ -411,14 +413,16 @@ def _torch_memory(torch: Any, tensor: Any, dtype: DType, name: str) -> tuple[Any
         raise InputError(
             f"input {name} is a {kind} whose memory cannot be read; pass a plain tensor, outside torch.func"
         )
-    return plain, tuple(plain.shape), address
+    if address % align_bytes:
+        plain = plain.clone()
+    return plain, tuple(plain.shape), plain.data_ptr()
 
 
 def _in_numpy(dtype: DType) -> str:
     return "bf16, which NumPy has not: its bits as uint16, or a torch tensor" if dtype is DType.BF16 else dtype.value
 
 
-def _new(torch: Any, type: TensorType, where: Place | None = None) -> tuple[Any, int]:
+def _new(torch: Any, type: TensorType, where: TensorsThere | None = None) -> tuple[Any, int]:
     """A new output (torch tensor or array) and its address."""
     shape = type.extents()
     if torch is not None:

@@ -247,8 +247,6 @@ def _format_cases() -> Cases:
     ties = np.array([1, 2**63 - 1, 2**63, 2**64 - 1, *near, *(2**64 - value for value in near)], np.uint64)
     operands = np.concatenate([_operands(F32), _operands(F64), np.stack([ties] * 3)], axis=1)
     x, halves = operands[0], operands[0].astype(np.uint16)
-    factors = [row.astype(np.uint32).view(np.int8).reshape(-1, 4).astype(np.int64) for row in operands[:2]]
-    products = (factors[0] * factors[1]).sum(1) + operands[2].astype(np.int32)
     numbers = [x.astype(kind) for kind in INTEGERS]
     results = {
         "f32 to bf16": _to_bf16(x.astype(np.uint32).astype(np.uint64)),
@@ -259,7 +257,6 @@ def _format_cases() -> Cases:
         "f16 to f32": F32.encode(halves.view(np.float16).astype(np.float32)),
         **{f"{values.dtype} to f32": F32.encode(values.astype(np.float32)) for values in numbers},
         **{f"{values.dtype} to f64": F64.encode(values.astype(np.float64)) for values in numbers},
-        "dp4a": products.astype(np.uint32).astype(np.uint64),
     }
     return Cases("ree_probe_formats", None, operands, results)
 

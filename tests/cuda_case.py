@@ -1,4 +1,4 @@
-"""A program on the second device and on the processor, compared byte by byte; without a GPU, the device is emulated."""
+"""A program on the emulated device and on the processor, compared byte by byte."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import ree
+from ree.device.hashing import recorded
 from ree.program import Program
 from ree_kernels import cuda
 from tools.emulator import device as emulator
@@ -41,3 +42,10 @@ def same_outputs(program: Program, other: Program, inputs: Sequence[Any]) -> Non
 def kernels_of(program: Program, where: Callable[[Any], bool] = lambda step: True) -> list[str]:
     """The kernels that a static program launches, in order."""
     return [step.kernel for step in program.plan(()).steps if where(step)]
+
+
+def hash_there(device: cuda.Device, address: int, n_bytes: int) -> bytes:
+    """The BLAKE3 hash of device memory, made there."""
+    replay, hashing = recorded(device, address, n_bytes)
+    replay.run()
+    return hashing.read()[0]

@@ -15,7 +15,7 @@ from torch import nn
 
 import ree
 from ree.device import schedule_attention
-from ree.device.place import maker_of
+from ree.device.backend import backend_of
 from ree.graph import Graph, GraphInput, Node
 from ree.lm import torch_model
 from ree.plan.stream import Layer, Stream
@@ -269,7 +269,7 @@ class Cache:
 
     def _plan(self, rows: int) -> Any:
         stream = Stream(1, CONTEXT)
-        plan = maker_of("cuda").plan(attention_graph(self.heads, rows), self.weights, stream)
+        plan = backend_of("cuda").plan(attention_graph(self.heads, rows), self.weights, stream)
         assert stream.layers == [Layer(self.heads.hk, CONTEXT * self.heads.d, CONTEXT * self.heads.dv)]
         assert [step.kernel for step in plan.steps] == [
             "ree_cached_append",
@@ -304,7 +304,7 @@ class Cache:
     def one_pass(self, operands: list[np.ndarray]) -> np.ndarray:
         """All rows by the processor's plain plan."""
         length = operands[0].shape[2]
-        plan = maker_of("cpu").plan(attention_graph(self.heads, length), self.weights)
+        plan = backend_of("cpu").plan(attention_graph(self.heads, length), self.weights)
         plan.compile()
         places = np.arange(length)[None]
         return run(plan, [places, places, *operands], (1, self.heads.h, length, self.heads.dv))[0]
@@ -371,7 +371,7 @@ def test_steps_that_need_several_waves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Little memory: scores of rows that are split come in turns, those of tiles are computed again."""
     monkeypatch.setattr(schedule_attention, "_SCRATCH_PART", 1 << 17)
     monkeypatch.setattr(f"{__name__}.SIZES", (150,))
-    monkeypatch.setattr(Cache, "_plan", lambda self, rows: maker_of("cuda").plan(
+    monkeypatch.setattr(Cache, "_plan", lambda self, rows: backend_of("cuda").plan(
         attention_graph(self.heads, rows), self.weights, Stream(1, CONTEXT)
     ))  # fmt: skip
     with cuda.use(emulator.shared()):

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ree
-from ree.device.hashing import Hashing, committed, hash_device
+from ree.device.hashing import Hashing, committed
 from ree.device.images import functions
 from ree.device.step import Step
 from ree.plan.memory import place_buffers
 from ree.plan.step import Buffer, Result, Slot
 from ree_kernels.cuda import Device, Launch
-from tests.cuda_case import on_device
+from tests.cuda_case import hash_there, on_device
 from tools.emulator import device as emulator
 from tools.emulator.device import Emulator
 
@@ -35,7 +35,7 @@ def hashed(device: Device, data: np.ndarray, offset: int = 0) -> bytes:
     memory = device.allocate(offset + data.size)
     if data.size:
         device.write(memory.address + offset, data.ctypes.data, data.size)
-    return hash_device(device, memory.address + offset, data.size)
+    return hash_there(device, memory.address + offset, data.size)
 
 
 LENGTHS = [

@@ -64,7 +64,6 @@ def altered(defines: str) -> Altered:
         ("#define bf16_of_f32(a) static_cast<u16>(f32_bits(a) >> 16)", "conversions are wrong", "f32 to bf16"),
         ("#define f32_of_f64(a) flush(f32_of_f64(a))", "conversions are wrong", "f64 to f32"),
         ("#define f16_of_f32(a) f16_of_f32(flush(a) * 1.0001f)", "conversions are wrong", "f32 to f16"),
-        ("#define ree_dp4a(a, b, c) (c)", "conversions are wrong", "dp4a"),
     ],
 )
 def test_a_wrong_operation_is_found(defines: str, cause: str, operation: str) -> None:

@@ -16,11 +16,10 @@ import torch
 import ree
 from ree.cli import main
 from ree.commit.keys import Signer
-from ree.device.hashing import hash_device
-from ree.device.place import Place
+from ree.device.cuda import TorchTensors
 from ree.errors import DeviceError, InputError, LimitError, RunError
 from ree_kernels import KernelError, blake3, cuda
-from tests.cuda_case import on_device, same_outputs
+from tests.cuda_case import hash_there, on_device, same_outputs
 from tools.emulator import device as emulator
 
 
@@ -254,7 +253,7 @@ def test_hashing_of_device_memory(emulated: emulator.Emulator) -> None:
     memory = emulated.allocate(len(data))
     emulated.write(memory.address, data.ctypes.data, len(data))
     for n_bytes in (1, 1024, 1025, 5000):
-        assert hash_device(emulated, memory.address, n_bytes) == blake3.hash(data[:n_bytes].data)
+        assert hash_there(emulated, memory.address, n_bytes) == blake3.hash(data[:n_bytes].data)
 
 
 # -- the command line -------------------------------------------------------------------------
@@ -368,7 +367,7 @@ def test_a_device_that_is_lost_while_torch_waits_is_a_device_error() -> None:
         def wait_for(self, stream: int) -> None:
             raise KernelError("the device is lost")
 
-    with pytest.raises(DeviceError, match="lost"), Place(0, Lost(), Torch()):
+    with pytest.raises(DeviceError, match="lost"), TorchTensors(0, Lost(), Torch()):
         raise AssertionError("not reached")
 
 

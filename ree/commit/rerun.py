@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ree.commit import receipt, salted
 from ree.commit.claim import Claim
 from ree.commit.trace import Manifest, Trace, list_id
-from ree.device.place import CPU, maker_of
+from ree.device.backend import CPU, backend_of
 from ree.errors import RunError, VerificationError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def claim_of(manifest: Manifest, salt: bytes, nonce: bytes | None = None, device
         input_commitment=salted.commit(salted.INPUT, salt, list_id(manifest.inputs)),
         output_id=list_id(manifest.outputs),
         trace_root=manifest.root,
-        device=maker_of(CPU).text if device is None else device,
+        device=backend_of(CPU).text if device is None else device,
         nonce=nonce,
     )
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ree.device.costs import RESERVED_BYTES
 from ree_kernels.cuda import Device
 
-CHUNK = 256
-_RESERVED_BYTES = 1024  # of shared memory, for each block
 _WARPS_FULL = 8  # on a multiprocessor: with so many, their chains hide all latencies
 _START_K = 64  # what a block's start and end take, as so many more k's
 
@@ -77,7 +76,7 @@ TILES = (
 def cost(device: Device, tile: Tile, blocks: int, k: int, shared_bytes: int) -> float:
     """How long a grid of tiles takes, each over k, in FMAs of one multiprocessor; it tells tiles apart, no more."""
     each = -(-blocks // device.multiprocessors)
-    by_memory = (device.shared_bytes_max + _RESERVED_BYTES) // (shared_bytes + _RESERVED_BYTES)
+    by_memory = (device.shared_bytes_max + RESERVED_BYTES) // (shared_bytes + RESERVED_BYTES)
     resident = max(1, min(each, by_memory, tile.blocks))
     busy = min(1.0, resident * tile.warps_m * tile.warps_n / _WARPS_FULL)
     return each * tile.rows * tile.columns * (k + _START_K) / (tile.speed * busy)

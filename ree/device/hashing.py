@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from blake3 import blake3
 
-from ree.device.images import errors, functions
-from ree.device.step import Args, Step
+from ree.device.images import errors
+from ree.device.step import Args, Step, load
 from ree.plan.step import Buffer, Result, Slot
 from ree_kernels.blake3 import CHUNK_BYTES, CV_BYTES
-from ree_kernels.cuda import Device, Launch
+from ree_kernels.cuda import Device, Replay
 
 _FILE = "blake3.cu"
 _THREADS = 128  # chunks that a block hashes at a time
@@ -152,13 +152,13 @@ def committed(
     return [*rows, *steps[done:], *hashing.flush(), *hashing.finish()], hashing
 
 
-def hash_device(device: Device, address: int, n_bytes: int) -> bytes:
-    """The BLAKE3 hash of device memory."""
+def recorded(device: Device, address: int, n_bytes: int) -> tuple[Replay, Hashing]:
+    """What hashes device memory when it is run, and the hash, which is then there."""
     hashing = Hashing(device, 1)
     steps = [*hashing.steps(0, Slot(Buffer("input", 0, n_bytes)), n_bytes), *hashing.finish()]
-    for step, function in zip(steps, functions(device, [step.wanted for step in steps]), strict=True):
+    load(device, steps)
+    for step in steps:
         for position, _ in step.pointers:
             step.args[position] = address
-        with errors():
-            device.launch(Launch(function, step.grid, step.block, step.shared_bytes, step.args))
-    return hashing.read()[0]
+    with errors():
+        return device.record([step.launch() for step in steps]), hashing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 import weakref
@@ -104,17 +105,10 @@ def _key(device: Device, text: str) -> bytes:
     return blake3(where.encode() + text.encode(), derive_key_context="ree v1 device image cache").digest()
 
 
+@functools.cache
 def _headers() -> str:
     """The digest of all headers that a text may include."""
-    stamp = tuple((path.name, path.stat().st_mtime_ns) for path in sorted(SOURCES.glob("*.cuh")))
-    if stamp not in _digests:
-        contents = b"\0".join(path.read_bytes() for path in sorted(SOURCES.glob("*.cuh")))
-        _digests.clear()
-        _digests[stamp] = blake3(contents).hexdigest()
-    return _digests[stamp]
-
-
-_digests: dict[Any, str] = {}
+    return blake3(b"\0".join(path.read_bytes() for path in sorted(SOURCES.glob("*.cuh")))).hexdigest()
 
 
 def _path(key: bytes) -> Path:

@@ -11,18 +11,14 @@ from collections.abc import Iterator
 from enum import IntEnum
 from typing import NamedTuple
 
+from ree.device.costs import FMAS_PER_CLOCK, L2_BYTES_PER_CLOCK, LAUNCH_CLOCKS, RESERVED_BYTES, SUMS_BYTES_MAX
+from ree.element.program import DOT_CHUNK as CHUNK
 from ree_kernels.cuda import Device
 
-CHUNK = 256
 PANEL = 8
 ROWS_MAX = 16  # of the kernel for few rows
-_RESERVED_BYTES = 1024  # of shared memory, for each block
-_FMAS_PER_CLOCK = 128
-_BYTES_PER_CLOCK = 24  # from the L2 cache
 _WARPS_FULL = 16  # of a multiprocessor: so many hide each other's waits
 _BLOCK_CLOCKS = 2500  # what a block takes besides its products
-_LAUNCH_CLOCKS = 3000
-_SUMS_BYTES_MAX = 1 << 28
 
 
 class Lies(IntEnum):
@@ -143,7 +139,7 @@ def _splits(multiprocessors: int, tile: Tile, m: int, n: int, k: int, items: int
     tiles, rounds = _tiles(tile, m, n, items), -(-k // (CHUNK * tile.groups))
     sums_bytes = 4 * m * n * items * -(-k // CHUNK)
     most = min(rounds, tile.blocks * multiprocessors // max(1, tiles))
-    if most > 1 and sums_bytes <= _SUMS_BYTES_MAX:
+    if most > 1 and sums_bytes <= SUMS_BYTES_MAX:
         yield from {most, min(most, max(2, multiprocessors // tiles))}
 
 
@@ -152,7 +148,7 @@ def fit(shared_max: int, tile: Tile, a: Lies, b: Lies, is_short: bool, is_split:
     for blocks in range(_blocks_by_registers(tile, a, b, is_split), 0, -1):
         for stages in range(tile.stages, 1, -1):
             shared_bytes = tile.shared_bytes(stages, a, b, is_short, is_split)
-            if shared_bytes <= (shared_max + _RESERVED_BYTES) // blocks - _RESERVED_BYTES:
+            if shared_bytes <= (shared_max + RESERVED_BYTES) // blocks - RESERVED_BYTES:
                 return stages, blocks, shared_bytes
     return None
 
@@ -174,13 +170,13 @@ def _clocks(multiprocessors: int, tile: Tile, blocks: int, splits: int, m: int, 
     if splits > 1:
         rounds, last = -(-rounds // splits), CHUNK
     k_run = tile.groups * ((rounds - 1) * CHUNK + last)
-    rate = _FMAS_PER_CLOCK * tile.speed * min(1.0, at_once * tile.threads / 32 / _WARPS_FULL) ** 0.25
+    rate = FMAS_PER_CLOCK * tile.speed * min(1.0, at_once * tile.threads / 32 / _WARPS_FULL) ** 0.25
     products = each * tile.bm * tile.bn * k_run / rate
-    traffic = each * 4 * (tile.bm + tile.bn) * min(k, k_run) / _BYTES_PER_CLOCK
+    traffic = each * 4 * (tile.bm + tile.bn) * min(k, k_run) / L2_BYTES_PER_CLOCK
     sums = 0.0
     if splits > 1:
         sums_bytes = 2 * 4 * m * n * items * -(-k // CHUNK)
-        sums = _LAUNCH_CLOCKS + sums_bytes / multiprocessors / _BYTES_PER_CLOCK
+        sums = LAUNCH_CLOCKS + sums_bytes / multiprocessors / L2_BYTES_PER_CLOCK
     return max(products, traffic) + -(-each // at_once) * _BLOCK_CLOCKS + sums
 
 
@@ -245,7 +241,7 @@ def choose_rows(device: Device, m: int, n: int, k: int, is_bf16: bool) -> Rows:
     by_registers = _REGISTERS // (rows.threads * (_ROWS_REGISTERS + 6 * rows.rows))
     resident = max(1, min(4, by_registers, blocks * splits // device.multiprocessors))
     steps = CHUNK // rows.step * -(-all_chunks // (chunks * splits))
-    room = (device.shared_bytes_max + _RESERVED_BYTES) // resident - _RESERVED_BYTES - rows.shared_bytes
+    room = (device.shared_bytes_max + RESERVED_BYTES) // resident - RESERVED_BYTES - rows.shared_bytes
     wanted = 1 + -(-_UNDER_WAY_BYTES // (resident * rows.stage_bytes))
     stages = min(wanted, steps + 1, 2 + room // rows.stage_bytes, _STAGES_MAX)
     return rows._replace(stages=max(2, stages), blocks=resident)

@@ -7,21 +7,21 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import ree_kernels.cpu as cpu
 from ree.device.hashing import Hashing, committed
-from ree.device.images import errors, functions
-from ree.device.step import Step
+from ree.device.images import errors
+from ree.device.step import Step, load
 from ree.device.weights import DeviceWeights
 from ree.errors import RunError
 from ree.graph import Graph
 from ree.plan.memory import place_buffers
 from ree.plan.step import Buffer, Result
 from ree.plan.stream import SLOTS
-from ree_kernels.cuda import Device, Launch
+from ree_kernels.cuda import Device
 
 _REPLAYS_MAX = 16  # recordings that are kept, each for other addresses of inputs and outputs
 _STATUS_BYTES = 8
@@ -81,6 +81,15 @@ class Staging:
                 self.device.read(target, self._memory.address + offset, n_bytes)
 
 
+class _Way(NamedTuple):
+    """A way to run a plan: its steps, and where their buffers lie in an arena at the address `base`."""
+
+    kind: str
+    steps: Sequence[Step]
+    offsets: dict[Buffer, int]
+    base: int
+
+
 class DevicePlan:
     """Launches over placed buffers; one run at a time (the caller holds a lock).
 
@@ -95,7 +104,6 @@ class DevicePlan:
         self._arena = DeviceArena(self.device)
         self._kept_arena = DeviceArena(self.device)
         self._replays: OrderedDict[Any, Any] = OrderedDict()
-        self._functions: dict[int, Any] = {}  # by id of a step
         inputs = [graph.type_of(v).size_bytes() for v in range(len(graph.inputs))]
         self._sizes = {
             # the last is for a streamed plan's slots, one for each token of the first input
@@ -123,13 +131,7 @@ class DevicePlan:
     # -- preparation --------------------------------------------------------------------
     def compile(self) -> None:
         """Compile and load all kernels."""
-        self._load(self.steps)
-
-    def _load(self, steps: Sequence[Step]) -> None:
-        missing = [step for step in steps if id(step) not in self._functions]
-        if missing:
-            loaded = functions(self.device, [step.wanted for step in missing])
-            self._functions.update((id(step), function) for step, function in zip(missing, loaded, strict=True))
+        load(self.device, self.steps)
 
     @cached_property
     def _staging(self) -> dict[str, Staging]:
@@ -169,40 +171,34 @@ class DevicePlan:
         state: of a streamed plan, the first on the host, the others on the device. RunError: an operator met a value
         that it refuses (an index out of range); DeviceError: the device failed.
         """
-        self._run("run", self.steps, self._offsets, self._arena.of(self.arena_bytes), inputs, outputs, state, on_device)
+        way = _Way("run", self.steps, self._offsets, self._arena.of(self.arena_bytes))
+        self._run(way, inputs, outputs, state, on_device)
 
-    def run_committed(
-        self, inputs: Sequence[int], outputs: Sequence[int], arena: Any = None, on_device: bool = False
-    ) -> list[bytes]:
-        """Run all steps; the BLAKE3 hash of each result's memory, made on the device as soon as it is there.
+    def run_committed(self, inputs: Sequence[int], outputs: Sequence[int], arena: Any = None) -> list[bytes]:
+        """Run all steps; the BLAKE3 hash of each result's memory, made on the device before it is used again.
 
         arena: `kept_bytes` of the host's memory (a cffi pointer) to which all results are copied.
         """
         steps, hashing = self.committed_steps
         if arena is None:
-            base, offsets = self._arena.of(self._committed[1]), self._committed[0]
+            way = _Way("committed", steps, self._committed[0], self._arena.of(self._committed[1]))
         else:
-            base, offsets = self._kept_arena.of(self.kept_bytes), self._kept[0]
-        kind = "committed" if arena is None else "kept"
-        self._run(kind, steps, offsets, base, inputs, outputs, (), on_device)
+            way = _Way("kept", steps, self._kept[0], self._kept_arena.of(self.kept_bytes))
+        self._run(way, inputs, outputs)
         with errors():
             if arena is not None and self.kept_bytes:
                 host = int(cpu.runtime().ffi.cast("uintptr_t", arena))
-                self.device.read(host, base, self.kept_bytes)
+                self.device.read(host, way.base, self.kept_bytes)
             return hashing.read()
 
     def _run(
         self,
-        kind: str,
-        steps: Sequence[Step],
-        offsets: dict[Buffer, int],
-        base: int,
+        way: _Way,
         inputs: Sequence[int],
         outputs: Sequence[int],
-        state: Sequence[int],
-        on_device: bool,
+        state: Sequence[int] = (),
+        on_device: bool = False,
     ) -> None:
-        self._load(steps)
         with errors():
             status = self._status.address
             places = {"input": list(inputs), "output": list(outputs), "state": list(state), "status": [status]}
@@ -212,7 +208,7 @@ class DevicePlan:
                 *places["input"], slots = staging["input"].addresses
                 places["output"] = staging["output"].addresses
                 places["state"][SLOTS : SLOTS + 1] = [slots] if state else []
-            self._replay(kind, steps, offsets, base, places).run()
+            self._replay(way, places).run()
             if not on_device:
                 staging["output"].read(outputs)
             failed = self._may_fail and self._take_status()
@@ -233,25 +229,23 @@ class DevicePlan:
         return bool(word[0])
 
     # -- recordings ------------------------------------------------------------------------------
-    def _replay(
-        self, kind: str, steps: Sequence[Step], offsets: dict[Buffer, int], base: int, places: dict[str, list[int]]
-    ) -> Any:
+    def _replay(self, way: _Way, places: dict[str, list[int]]) -> Any:
         """The recorded launches over these places."""
-        key = (kind, base, *(tuple(addresses) for addresses in places.values()))
+        key = (way.kind, way.base, *(tuple(addresses) for addresses in places.values()))
         if key not in self._replays:
-            for step in steps:
+            load(self.device, way.steps)
+            for step in way.steps:
                 for position, slot in step.pointers:
-                    step.args[position] = self._address(slot.buffer, offsets, base, places) + slot.offset_bytes
-            launches = [Launch(self._functions[id(s)], s.grid, s.block, s.shared_bytes, s.args) for s in steps]
-            self._replays[key] = self.device.record(launches)
+                    step.args[position] = self._address(slot.buffer, way, places) + slot.offset_bytes
+            self._replays[key] = self.device.record([step.launch() for step in way.steps])
             if len(self._replays) > _REPLAYS_MAX:
                 self._replays.popitem(last=False)
         self._replays.move_to_end(key)
         return self._replays[key]
 
-    def _address(self, buffer: Buffer, offsets: dict[Buffer, int], base: int, places: dict[str, list[int]]) -> int:
+    def _address(self, buffer: Buffer, way: _Way, places: dict[str, list[int]]) -> int:
         if buffer.kind == "arena":
-            return base + offsets[buffer]
+            return way.base + way.offsets[buffer]
         if buffer.kind in places:
             return places[buffer.kind][buffer.number]
         return self.weights.address(buffer.kind, buffer.number)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ree.device.step import Args, Epilogue, Step
 from ree.element.cuda_hook import HEADER, print_function
 from ree.element.llvm import Layout as KernelLayout
+from ree.element.program import DOT_CHUNK as CHUNK
 from ree.element.program import Program
 from ree.errors import DeviceError
 from ree.ops.attention import exp_program, score_program
@@ -21,7 +22,6 @@ from ree.plan.stream import LAYER_STATES, SLOTS, Layer, Stream
 if TYPE_CHECKING:
     from ree.device.planner import DevicePlanner
 
-CHUNK = 256
 _FLOAT_BYTES = 4
 _COMPONENTS_MAX = 256  # of a key in a tile: one chunk
 _EXTENT_MAX = 1 << 30

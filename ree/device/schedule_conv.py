@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ree.device.dot_tiles import CHUNK, TILES, Tile, cost, fitting
+from ree.device.costs import FMAS_PER_CLOCK, L2_BYTES_PER_CLOCK, LAUNCH_CLOCKS, SUMS_BYTES_MAX
+from ree.device.dot_tiles import TILES, Tile, cost, fitting
 from ree.device.step import Args, Epilogue, Step
+from ree.element.program import DOT_CHUNK as CHUNK
+from ree.plan.convolution import sizes_of
 from ree.plan.layout import Layout
 from ree.plan.step import Buffer, Slot
 from ree.plan.weights import strided
@@ -29,10 +32,6 @@ _DIRECT_BLOCK = 128
 _TILED_OUTPUTS_MIN = 8  # of a group: with fewer, most of a tile would be padding
 _PIXELS = 4  # REE_CONV_PIXELS
 _TABLE_UNIT = 64  # k's to which a table is filled up: whole slices
-_SUMS_BYTES_MAX = 1 << 28
-_SUMS_BYTES_PER_CLOCK = 24  # of a multiprocessor, from L2
-_LAUNCH_CLOCKS = 3000
-_FMAS_PER_CLOCK = 128
 _ROWS_MAX = 1 << 31
 _PLACE_MAX = 1 << 15
 _AXES = 3
@@ -75,22 +74,8 @@ class _Way:
 
 def conv(p: DevicePlanner, value: int, epilogue: Epilogue | None) -> list[Step] | None:
     """The steps of `conv` or `conv_transpose` with constant weights."""
-    node = p.node(value)
-    x, w = node.inputs
-    layout, slot, steps = p.layouts[x], p.pointer(x), []
-    sizes = Conv(
-        batch=layout.shape[0],
-        channels=layout.shape[1],
-        outputs=p.layouts[value].shape[1],
-        groups=node.attrs["groups"],
-        x_shape=layout.shape[2:],
-        kernel=p.layouts[w].shape[2:],
-        stride=node.attrs["stride"],
-        padding=node.attrs["padding"],
-        dilation=node.attrs["dilation"],
-        transposed=node.op == "conv_transpose",
-        output_padding=node.attrs.get("output_padding", ()),
-    )
+    x, w = p.node(value).inputs
+    layout, slot, steps, sizes = p.layouts[x], p.pointer(x), [], sizes_of(p, value)
     if not _is_possible(sizes):
         return None
     if _may_have_fours(sizes) and not _has_fours(layout, slot):
@@ -128,13 +113,13 @@ def choose(device: Device, way: _Way) -> tuple[Tile, bool]:
     """The tile that takes the least time, and whether the chunks of k go to different blocks."""
     chunks = -(-way.sizes.depth // CHUNK)
     sums_bytes = 8 * chunks * way.sizes.rows * way.sizes.outputs
-    adding = _FMAS_PER_CLOCK * (_LAUNCH_CLOCKS + sums_bytes / (_SUMS_BYTES_PER_CLOCK * device.multiprocessors))
+    adding = FMAS_PER_CLOCK * (LAUNCH_CLOCKS + sums_bytes / (L2_BYTES_PER_CLOCK * device.multiprocessors))
     found: dict[tuple[Tile, bool], float] = {}
     for tile in fitting(device, TILES, _ROW_BYTES):
         blocks = -(-way.rows // tile.rows) * -(-way.outs // tile.columns) * way.sizes.groups
         more = _ROW_BYTES * tile.rows
         found[tile, False] = cost(device, tile, blocks, way.sizes.depth, tile.shared(chunks > 1)[1] + more)
-        if 1 < chunks < 1 << 16 and sums_bytes <= _SUMS_BYTES_MAX:
+        if 1 < chunks < 1 << 16 and sums_bytes <= SUMS_BYTES_MAX:
             bytes_apart = tile.shared(False)[1] + more
             found[tile, True] = cost(device, tile, blocks * chunks, CHUNK, bytes_apart) + adding
     return min(found, key=lambda way: found[way])

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ree.device.dot_tiles import CHUNK, Tile, cost, fitting
+from ree.device.dot_tiles import Tile, cost, fitting
 from ree.device.step import GRID_Y_MAX, STATUS, Args, Epilogue, Step
 from ree.element import scalar
+from ree.element.program import DOT_CHUNK as CHUNK
 from ree.plan.layout import Layout
 from ree.plan.step import Buffer, Slot
 from ree.plan.weights import strided

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ree.device.matmul_tiles import CHUNK, PANEL, ROWS_MAX, Lies, Rows, TileChoice, choose_rows, choose_tile
+from ree.device.matmul_tiles import PANEL, ROWS_MAX, Lies, Rows, TileChoice, choose_rows, choose_tile
 from ree.device.step import Args, Epilogue, Step
+from ree.element.program import DOT_CHUNK as CHUNK
 from ree.plan.layout import Layout
 from ree.plan.step import Buffer, Slot
 from ree.plan.weights import strided

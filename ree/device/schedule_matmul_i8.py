@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ree.device.costs import RESERVED_BYTES, SUMS_BYTES_MAX
 from ree.device.step import Args, Step
 from ree.plan.layout import Layout
 from ree.plan.step import Buffer, Slot
@@ -25,10 +26,8 @@ _FEW_THREADS = 256
 _FEW_BLOCKS = 1.5  # of a multiprocessor at least, if columns can be cut so
 _FEW_SUMS_MAX = 8  # tiles of 8 x 16 whose sums by all warps are in shared memory
 _FEW_LOADS = 12  # of 16 bytes, of a thread, that are in flight together
-_SUMS_BYTES_MAX = 1 << 28
 _START_K = 512  # what a block's start and end take, as so many more k's
 _SUM_SLICES = 8  # adding parts of k pays if each has so many slices
-_RESERVED_BYTES = 1024  # of shared memory, for each block
 
 
 class Tile(NamedTuple):
@@ -124,11 +123,9 @@ def choose(device: Device, m: int, n: int, k: int) -> Few | tuple[Tile, int]:
     for tile in TILES:
         if tile.shared_bytes > device.shared_bytes_max:
             continue
-        together = min(
-            tile.blocks, (device.shared_bytes_max + _RESERVED_BYTES) // (tile.shared_bytes + _RESERVED_BYTES)
-        )
+        together = min(tile.blocks, (device.shared_bytes_max + RESERVED_BYTES) // (tile.shared_bytes + RESERVED_BYTES))
         blocks = -(-m // tile.rows) * -(-n // tile.columns)
-        most = min(slices // _SUM_SLICES, device.multiprocessors * together // blocks, _SUMS_BYTES_MAX // (4 * m * n))
+        most = min(slices // _SUM_SLICES, device.multiprocessors * together // blocks, SUMS_BYTES_MAX // (4 * m * n))
         for parts in {1, max(1, most)}:
             each = -(-blocks * parts // device.multiprocessors)
             busy = min(each, together) / together

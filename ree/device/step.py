@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from ree.device.images import Wanted
+from ree.device.images import Wanted, functions
 from ree.plan.fuse import Kernel
 from ree.plan.step import Buffer, Slot
-from ree_kernels.cuda import fields, source
+from ree_kernels.cuda import Device, Launch, fields, source
 
 STATUS = Slot(Buffer("status", 0, 8))  # the plan's word that a kernel sets where it met an index out of range
 GRID_Y_MAX = 65535  # also the most along z; x has 2^31 - 1
@@ -20,7 +21,7 @@ GRID_Y_MAX = 65535  # also the most along z; x has 2^31 - 1
 class Step:
     """One launch: a kernel's text and name, its grid, its arguments, and which of these point where.
 
-    members: graph values computed by this step.
+    members: graph values computed by this step; function: the kernel as loaded, once it is.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Step:
     pointers: list[tuple[int, Slot]]
     shared_bytes: int = 0
     members: tuple[int, ...] = ()
+    function: Any = None
 
     def all_pointers(self) -> list[tuple[int, Slot]]:
         return self.pointers
@@ -39,6 +41,17 @@ class Step:
     @property
     def wanted(self) -> Wanted:
         return Wanted(self.text, self.kernel, self.shared_bytes)
+
+    def launch(self) -> Launch:
+        """What a device is given, once the function is loaded."""
+        return Launch(self.function, self.grid, self.block, self.shared_bytes, self.args)
+
+
+def load(device: Device, steps: Sequence[Step]) -> None:
+    """Compile and load the kernels of those steps that have not theirs."""
+    missing = [step for step in steps if step.function is None]
+    for step, function in zip(missing, functions(device, [step.wanted for step in missing]), strict=True):
+        step.function = function
 
 
 @dataclass

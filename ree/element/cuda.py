@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 
 from ree.element.llvm import Layout
 from ree.element.llvm_schedule import Arm, free_values, lanes_are_columns, size, split_arms, varies_with_column
-from ree.element.program import Block, Instr, Program, const_value, walk
+from ree.element.program import Block, Instr, Program, const_value, neutral_bits, walk
 from ree.errors import GraphError
 from ree.types import Type
 
-PRINTER_VERSION = 1
 KERNEL = "ree_fused"  # the name of every kernel that is printed
 EPILOGUE_ARGS = "ree_epilogue_args"
 BLOCK_MAX = 512
@@ -323,7 +322,7 @@ class _Printer:
             self._line(f"left = {left}, right = {right};")
             self._close(");")
         else:
-            neutral = "" if kind == "sum" else f", {_neutral(kind, type)}"
+            neutral = "" if kind == "sum" else f", {literal(neutral_bits(kind, type), type)}"
             name = "sum" if kind == "sum" else "reduce"
             ahead = f", {_ahead(region)}" if shared else ""
             self._open(f"{result} = ree_{block}{name}<{type}{ahead}>({n}{memory}{neutral}, [&](i64 {k}) -> {type}")
@@ -374,15 +373,3 @@ def literal(bits: int, type: Type) -> str:
     if value == -(1 << (type.bits - 1)):
         return f"REE_{type.value.upper()}_MIN"
     return str(value) if type is Type.I32 else f"{value}ll"
-
-
-def _neutral(kind: str, type: Type) -> str:
-    """What an order-free fold of nothing gives."""
-    if kind in ("isum", "any", "all"):
-        return literal(int(kind == "all"), type)
-    if type.is_float:
-        infinity = 0x7F800000 if type is Type.F32 else 0x7FF0000000000000
-        return literal(infinity | ((1 << (type.bits - 1)) if kind == "max" else 0), type)
-    top = 1 << (type.bits - 1)
-    least, most = (top, top - 1) if type.is_signed else (0, 2 * top - 1)
-    return literal(least if kind == "max" else most, type)

@@ -172,6 +172,18 @@ def const_value(bits: int, type: Type) -> int | float | bool:
     return bits
 
 
+def neutral_bits(kind: str, type: Type) -> int:
+    """The bits of what an order-free fold of nothing gives."""
+    if kind in ("isum", "any", "all"):
+        return int(kind == "all")
+    if type.is_float:
+        infinity = 0x7F800000 if type is Type.F32 else 0x7FF0000000000000
+        return infinity | ((1 << (type.bits - 1)) if kind == "max" else 0)
+    top = 1 << (type.bits - 1)
+    least, most = (top, top - 1) if type.is_signed else (0, 2 * top - 1)
+    return least if kind == "max" else most
+
+
 def walk(body: tuple[Instr, ...]) -> list[Instr]:
     """All instructions, those of regions after their fold."""
     found = []

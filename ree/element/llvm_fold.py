@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ree.element.llvm_text import LLVM_TYPE, Val, Writer, literal, suffix, vector
-from ree.element.program import DOT_CHUNK, SUM_LANES, Block, Instr
+from ree.element.program import DOT_CHUNK, SUM_LANES, Block, Instr, neutral_bits
 from ree.types import Type
 
 if TYPE_CHECKING:
@@ -33,17 +33,6 @@ def print_fold(p: Printer, instr: Instr, region: Block) -> list[Val]:
 
 
 # -- order-free folds ---------------------------------------------------------------------
-def _identity(kind: str, type: Type) -> str:
-    if kind in ("isum", "any", "all"):
-        return literal(int(kind == "all"), type)
-    if type.is_float:
-        infinity = 0x7F800000 if type is Type.F32 else 0x7FF0000000000000
-        return literal(infinity | ((1 << (type.bits - 1)) if kind == "max" else 0), type)
-    top = 1 << (type.bits - 1)
-    least, most = (top, top - 1) if type.is_signed else (0, 2 * top - 1)
-    return literal(least if kind == "max" else most, type)
-
-
 def _combine(p: Printer, kind: str, type: Type, width: int, a: str, b: str) -> str:
     """Two partial results in the form that they are carried in."""
     if _is_ranked(kind, type):
@@ -64,7 +53,7 @@ def _carried(kind: str, type: Type) -> str:
 def _start(kind: str, type: Type) -> str:
     """The identity in the form that partial results are carried in."""
     if not _is_ranked(kind, type):
-        return _identity(kind, type)
+        return literal(neutral_bits(kind, type), type)
     infinity = 0x7F800000 if type is Type.F32 else 0x7FF0000000000000
     return str(-infinity - 1 if kind == "max" else infinity)
 
@@ -101,7 +90,7 @@ def _reduce_across(p: Printer, instr: Instr, region: Block) -> Val:
     kind, type = instr.op.removeprefix("fold:"), instr.types[0]
     width = 2 * SUM_LANES
     carried_type = _carried(kind, type)
-    neutral = p.w.splat(LLVM_TYPE[type], _identity(kind, type), width)
+    neutral = p.w.splat(LLVM_TYPE[type], literal(neutral_bits(kind, type), type), width)
     start = p.w.splat(carried_type, _start(kind, type), width)
 
     def body(k: Val, carried: Sequence[str]) -> list[str]:
@@ -116,7 +105,7 @@ def _reduce_across(p: Printer, instr: Instr, region: Block) -> Val:
 def _reduce_down(p: Printer, instr: Instr, region: Block) -> list[Val]:
     kind, type = instr.op.removeprefix("fold:"), instr.types[0]
     carried_type = _carried(kind, type)
-    neutral = p.w.splat(LLVM_TYPE[type], _identity(kind, type), p.width)
+    neutral = p.w.splat(LLVM_TYPE[type], literal(neutral_bits(kind, type), type), p.width)
     start = p.w.splat(carried_type, _start(kind, type), p.width)
     stop, counts = _counts(p, instr)
     with p.w.loop("0", stop, 1, [(vector(carried_type, p.width), start)]) as loop:

@@ -25,6 +25,7 @@ from ree.element.grammar import (
     const_bits,
     const_value,
     format_program,
+    neutral_bits,
     walk,
 )
 
@@ -47,6 +48,7 @@ __all__ = [
     "const_value",
     "emit",
     "format_program",
+    "neutral_bits",
     "prune",
     "walk",
 ]

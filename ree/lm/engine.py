@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ree import dims
-from ree.device.place import StateMemory
+from ree.device.backend import StateMemory
 from ree.errors import InputError, LimitError
 from ree.limits import SEQUENCES_MAX, STEP_ROWS_MAX
 from ree.lm.rows import POSITIONS, ROWS, TOKENS
@@ -23,7 +23,7 @@ from ree.plan.stream import CHUNK, Layer, Stream
 from ree.program import Program
 
 _STEPS_PER_DOUBLING = 8  # numbers of rows that are planned for
-FLOAT_BYTES = 4
+_FLOAT_BYTES = 4
 _PLANS_MAX = 64  # that are kept; a plan is made in a fraction of a second
 
 
@@ -176,7 +176,7 @@ class _Cache:
         try:
             for layer in layers:
                 for floats in (layer.key_floats, layer.value_floats):
-                    self._keep(program, slots * layer.k_heads * floats * FLOAT_BYTES)
+                    self._keep(program, slots * layer.k_heads * floats * _FLOAT_BYTES)
                 flags = layer.k_heads * (context // CHUNK)
                 self._flags.append((self._keep(program, slots * flags), flags))
         except (MemoryError, LimitError):

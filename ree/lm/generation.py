@@ -21,7 +21,7 @@ import numpy as np
 from ree.commit import claim, dsse, receipt, salted, strict_json
 from ree.commit.claim import SEMANTICS, VERSION, Field, Kind
 from ree.commit.keys import PublicKey, Signer
-from ree.device.place import CPU, maker_of
+from ree.device.backend import CPU, backend_of
 from ree.errors import InputError, LimitError, VerificationError
 from ree.limits import GENERATED_TOKENS_MAX, GENERATION_RECEIPT_BYTES_MAX, STOP_TOKENS_MAX
 from ree.lm.sample import HISTORY_MAX, VOCAB_MAX, Sampling
@@ -395,7 +395,7 @@ class Recorder:
             "stop_strings": None if isinstance(stop_strings, str) else tuple(stop_strings),
             "nonce": nonce,
             "issued_at": int(time.time()) if issued_at is None else issued_at,
-            "device": maker_of(CPU).text if device is None else device,
+            "device": backend_of(CPU).text if device is None else device,
         }
         _check(self._asked)  # now, not when the tokens are there
         self._position = len(prompt_tokens)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ree.commit.trace import list_id
-from ree.device.place import maker_of
+from ree.device.backend import backend_of
 from ree.errors import InputError
 from ree.limits import STEP_ROWS_MAX
 from ree.lm import capture, program_cache, quantise, weights
@@ -49,7 +49,7 @@ class LanguageModel:
         """
         if dtype is not None and dtype not in DTYPES:
             raise InputError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
-        maker_of(device)  # first, since it is cheap
+        backend_of(device)  # first, since it is cheap
         progress("reading the folder")
         folder = Folder.open(path)
         dtype = dtype or (BF16 if _is_bf16(folder) else FP32)

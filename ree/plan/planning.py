@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -31,7 +32,7 @@ def space_of(shape: Sequence[int], kind: str) -> tuple[int, int]:
 
 
 @dataclass
-class Planning(Generic[AnyStep]):
+class Planning(ABC, Generic[AnyStep]):
     """Turns one static graph into the steps of one device, which a subclass knows how to make.
 
     weights: the graph's constants as the device has them, shared between plans; stream: what makes it a streamed plan.
@@ -148,17 +149,17 @@ class Planning(Generic[AnyStep]):
         return node
 
     # -- what a device makes ----------------------------------------------------------
+    @abstractmethod
     def scheduled(self, value: int, epilogue: Any) -> list[AnyStep]:
         """The steps of an operator that has a kernel of its own, which runs the epilogue on its results."""
-        raise NotImplementedError
 
+    @abstractmethod
     def jit_step(self, kernel: Kernel, value: int, out: Slot | None = None) -> AnyStep:
         """A step that runs a fused kernel over its whole index space, into the value's own memory or `out`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def epilogue(self, kernel: Kernel, value: int) -> Any:
         """A fused kernel in the form in which `scheduled` takes it."""
-        raise NotImplementedError
 
     # -- kernels ---------------------------------------------------------------------
     def _build(self, value: int, order: tuple[int, ...]) -> Kernel:

@@ -14,6 +14,7 @@ import numpy as np
 
 import ree_kernels.cpu as cpu
 from ree.plan.args import Args
+from ree.plan.convolution import sizes_of
 from ree.plan.layout import Layout, view
 from ree.plan.planning import space_of
 from ree.plan.schedule_attention import attention
@@ -131,31 +132,16 @@ _CHANNELS_LAST_MIN = 16  # from so many channels on, copying to channels-last pa
 
 
 def conv(p: Planner, value: int, epilogue: Step | None) -> list[Step]:
-    node = p.graph.node_of(value)
-    assert node is not None
+    node, sizes = p.node(value), sizes_of(p, value)
     x, w = node.inputs
     layout, slot = p.layouts[x], p.pointer(x)
-    outputs = p.layouts[value].shape[1]
-    sizes = Conv(
-        batch=layout.shape[0],
-        channels=layout.shape[1],
-        outputs=outputs,
-        groups=node.attrs["groups"],
-        x_shape=layout.shape[2:],
-        kernel=p.layouts[w].shape[2:],
-        stride=node.attrs["stride"],
-        padding=node.attrs["padding"],
-        dilation=node.attrs["dilation"],
-        transposed=node.op == "conv_transpose",
-        output_padding=node.attrs.get("output_padding", ()),
-    )
     steps: list[Step] = []
     if layout.strides[1] != 1 and sizes.channels >= _CHANNELS_LAST_MIN:
         layout, slot, copy = p.dense(x, (0, *range(2, len(layout.shape)), 1))
         steps.append(copy)
     args = Args("ree_conv_args")
     args.point(x=slot, w=_packed_conv(p, w, sizes), out=p.pointer(value))
-    fill_conv(args.struct, sizes, layout.strides, outputs)
+    fill_conv(args.struct, sizes, layout.strides, sizes.outputs)
     cut = schedule_conv(cpu.kernels(), sizes)
     step = args.step(node.op, "ree_conv", (cut.rows, cut.cols), (cut.row_grain, cut.col_grain), cut.scratch_bytes)
     return [*steps, args.host(step, epilogue)]

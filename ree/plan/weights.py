@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from ree.graph import Constant
 from ree.plan.layout import Layout
+
+Form = TypeVar("Form")
 
 
 def strided(data: np.ndarray, layout: Layout) -> np.ndarray:
@@ -19,56 +21,85 @@ def strided(data: np.ndarray, layout: Layout) -> np.ndarray:
     return np.lib.stride_tricks.as_strided(flat, layout.shape, tuple(s * data.itemsize for s in layout.strides))
 
 
-@dataclass(eq=False)
-class Weights:
-    """The constants of a program, with packed forms made on demand and shared by all its plans.
+class Forms(ABC, Generic[Form]):
+    """A program's constants in the forms that kernels read, each made once, when it is first used.
 
-    A packed matrix is keyed by constant, layout and kind, so that tied weights are packed once
-    for each use that differs.
+    A packed form is keyed by constant, layout and kind, so that tied weights are packed once for each use that differs.
+    Programs on several devices share them, and so do their threads.
     """
 
-    constants: list[Constant]
-    _plain: dict[int, np.ndarray] = field(default_factory=dict)
-    _packed: list[Any] = field(default_factory=list)
-    _numbers: dict[tuple[Any, ...], int] = field(default_factory=dict)
-    elsewhere: dict[Any, Any] = field(default_factory=dict)  # by device: their copies there, which go when they go
-    _lock: Any = field(default_factory=threading.RLock)  # programs for several devices share them
+    def __init__(self) -> None:
+        self._plain: dict[int, Form] = {}
+        self._packed: list[Form] = []
+        self._numbers: dict[tuple[Any, ...], int] = {}
+        self._lock = threading.RLock()
+
+    @abstractmethod
+    def array(self, number: int) -> np.ndarray:
+        """The plain data of a constant, on the host."""
+
+    @abstractmethod
+    def keep(self, array: np.ndarray) -> Form:
+        """An array where kernels read it."""
+
+    @abstractmethod
+    def place(self, form: Form) -> tuple[int, int]:
+        """The address and the size in bytes of what was kept."""
 
     def address(self, kind: str, number: int) -> int:
         """Address of a plain ("constant") or "packed" buffer."""
-        if kind == "packed":
-            return int(self._packed[number].ctypes.data)
         with self._lock:
+            if kind == "packed":
+                return self.place(self._packed[number])[0]
             if number not in self._plain:
-                self._plain[number] = np.ascontiguousarray(self.array(number))
-            return int(self._plain[number].ctypes.data)
-
-    def renew_lock(self) -> None:
-        """In a forked child nobody is there to release a lock that was held."""
-        self._lock = threading.RLock()
-
-    def array(self, number: int) -> np.ndarray:
-        """The plain data of a constant; what comes from a file is read anew and not kept."""
-        return self.constants[number].array()
+                self._plain[number] = self.keep(self.array(number))
+            return self.place(self._plain[number])[0]
 
     def packed(self, key: tuple[Any, ...], make: Callable[[], np.ndarray]) -> tuple[int, int]:
         """Number and size in bytes of the packed form `key`, made by `make` the first time."""
         with self._lock:
             if key not in self._numbers:
-                self._packed.append(make())
+                self._packed.append(self.keep(make()))
                 self._numbers[key] = len(self._packed) - 1
             number = self._numbers[key]
-            return number, int(self._packed[number].nbytes)
-
-    def packed_array(self, number: int) -> np.ndarray:
-        """A packed form by its number."""
-        found: np.ndarray = self._packed[number]
-        return found
+            return number, self.place(self._packed[number])[1]
 
     @property
     def packed_bytes(self) -> int:
         """Of all packed forms together."""
-        return int(sum(form.nbytes for form in self._packed))
+        return sum(self.place(form)[1] for form in self._packed)
+
+    def renew_lock(self) -> None:
+        """In a forked child nobody is there to release a lock that was held."""
+        self._lock = threading.RLock()
+
+
+class Weights(Forms[np.ndarray]):
+    """The constants of a program on this machine; elsewhere: by device their copies there, which go when they go."""
+
+    def __init__(self, constants: list[Constant]) -> None:
+        super().__init__()
+        self.constants = constants
+        self.elsewhere: dict[Any, Any] = {}
+
+    def renew_lock(self) -> None:
+        super().renew_lock()
+        for there in self.elsewhere.values():
+            there.renew_lock()
+
+    def array(self, number: int) -> np.ndarray:
+        """The plain data of a constant; what comes from a file is read anew and not kept."""
+        return self.constants[number].array()
+
+    def keep(self, array: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(array)
+
+    def place(self, form: np.ndarray) -> tuple[int, int]:
+        return int(form.ctypes.data), int(form.nbytes)
+
+    def packed_array(self, number: int) -> np.ndarray:
+        """A packed form by its number."""
+        return self._packed[number]
 
     def recipe(self, number: int) -> tuple[Any, ...]:
         """The key under which a packed form was made: kind, constant, and how it is seen."""

@@ -85,7 +85,5 @@ REE_PROBE(ree_probe_formats)
     ree_put(out, f64_bits(f64_of_u32(static_cast<u32>(x_bits))));
     ree_put(out, f64_bits(f64_of_i64(static_cast<i64>(x_bits))));
     ree_put(out, f64_bits(f64_of_u64(x_bits)));
-    const i32 products = ree_dp4a(static_cast<i32>(x_bits), static_cast<i32>(y_bits), static_cast<i32>(z_bits));
-    ree_put(out, static_cast<u32>(products));
 }
 #undef REE_PROBE

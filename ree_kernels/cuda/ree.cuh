@@ -75,9 +75,6 @@ REE_INLINE f64 f64_ceil(f64 a) { return ::ceil(a); }
 REE_INLINE f64 f64_trunc(f64 a) { return ::trunc(a); }
 REE_INLINE f64 f64_rint(f64 a) { return ::rint(a); }
 
-/* sum of four products of signed bytes, plus c; exact */
-REE_INLINE i32 ree_dp4a(i32 a, i32 b, i32 c) { return __dp4a(a, b, c); }
-
 /* d += A B by a warp, all of it: A 16 x 32, B 32 x 8, signed bytes; d wraps. Lane 4 g + t holds, bytes from the lowest:
  *   a[0], a[1]: of rows g, g + 8 the elements k = 4 t .. 4 t + 3; a[2], a[3]: the same of k + 16
  *   b[0], b[1]: of column g the elements k = 4 t .. 4 t + 3, and of k + 16

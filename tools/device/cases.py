@@ -14,11 +14,10 @@ import torch
 
 from ree.device.images import errors
 from ree.device.planner import fused_step
-from ree.device.step import Step
+from ree.device.step import Step, load
 from ree.errors import RunError
 from ree.program import Program
 from ree_kernels import cuda
-from ree_kernels.cuda import Launch
 from tools.cross import elements, language, models, streamed
 from tools.cross.job import Case as CrossCase
 
@@ -91,11 +90,10 @@ class _Sheet:
         return memory
 
     def run(self) -> bytes:
-        from ree.device.images import functions
-
         steps = [self._step(step) for step in self.case.plan.steps if prod(step.shape)]
-        for step, function in zip(steps, functions(self.device, [s.wanted for s in steps]), strict=True):
-            self.device.launch(Launch(function, step.grid, step.block, step.shared_bytes, step.args))
+        load(self.device, steps)
+        for step in steps:
+            self.device.launch(step.launch())
         found = [np.zeros(t.size_bytes(), np.uint8) for t in self.case.outputs]
         status = np.zeros(1, np.int64)
         for array, memory in zip((*found, status), (*self.outputs, self.status), strict=True):

@@ -164,13 +164,6 @@ REE_INLINE unsigned __byte_perm(unsigned a, unsigned b, unsigned selectors)
         result |= static_cast<unsigned>(bytes >> 8 * (selectors >> 4 * n & 7u) & 0xffu) << 8 * n;
     return result;
 }
-REE_INLINE i32 ree_dp4a(i32 a, i32 b, i32 c)
-{
-    u32 sum = static_cast<u32>(c);
-    for (int n = 0; n < 32; n += 8)
-        sum += static_cast<u32>(static_cast<i8>(a >> n) * static_cast<i8>(b >> n));
-    return static_cast<i32>(sum);
-}
 
 /* -- memory -------------------------------------------------------------------------------------- */
 template <class T> REE_INLINE T __ldg(const T *address) { return *address; }
