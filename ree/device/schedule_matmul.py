@@ -14,7 +14,7 @@ import numpy as np
 from ree.device.matmul_tiles import PANEL, ROWS_MAX, Lies, Rows, TileChoice, choose_rows, choose_tile
 from ree.device.step import Args, Epilogue, Step
 from ree.element.program import DOT_CHUNK as CHUNK
-from ree.plan.layout import Layout
+from ree.plan.layout import Layout, merge_batch
 from ree.plan.step import Buffer, Slot
 from ree.plan.weights import strided
 from ree.types import DType
@@ -216,19 +216,6 @@ def _is_readable(layout: Layout) -> bool:
     strides = layout.strides
     reach = 4 * max(_OUTER_MAX * strides[-2] + _K_MAX * strides[-1], _OUTER_MAX * strides[-1] + _K_MAX * strides[-2])
     return min(strides) >= 0 and reach < _OFFSET_BYTES_MAX
-
-
-def merge_batch(a: Layout, b: Layout) -> list[tuple[int, int, int]]:
-    """Batch axes (extent, stride in a, stride in b), merged where both walk evenly."""
-    merged: list[tuple[int, int, int]] = []
-    for extent, step_a, step_b in zip(a.shape[:-2], a.strides[:-2], b.strides[:-2], strict=True):
-        if extent == 1:
-            continue
-        if merged and merged[-1][1] == extent * step_a and merged[-1][2] == extent * step_b:
-            merged[-1] = (merged[-1][0] * extent, step_a, step_b)
-        else:
-            merged.append((extent, step_a, step_b))
-    return merged
 
 
 def _operand(outer: int, k: int, batch: tuple[int, ...], slot: Slot, extent: int) -> _Operand:

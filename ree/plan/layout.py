@@ -62,6 +62,23 @@ def view(op: str, attrs: Mapping[str, Any], shape: Shape, source: Layout) -> Lay
     return None
 
 
+def merge_batch(a: Layout, b: Layout) -> list[tuple[int, int, int]]:
+    """The batch axes of a matrix product, (extent, stride in a, stride in b), merged where both walk evenly.
+
+    b may have none: it is the same for all.
+    """
+    merged: list[tuple[int, int, int]] = []
+    strides_b = b.strides[:-2] or (0,) * (len(a.shape) - 2)
+    for extent, step_a, step_b in zip(a.shape[:-2], a.strides[:-2], strides_b, strict=True):
+        if extent == 1:
+            continue
+        if merged and merged[-1][1] == extent * step_a and merged[-1][2] == extent * step_b:
+            merged[-1] = (merged[-1][0] * extent, step_a, step_b)
+        else:
+            merged.append((extent, step_a, step_b))
+    return merged
+
+
 def aligned_groups(source: Shape, target: Shape) -> list[tuple[list[int], list[int]]]:
     """Splits a reshape into groups of (source axes, target axes) of equal element count.
 

@@ -15,7 +15,7 @@ import numpy as np
 import ree_kernels.cpu as cpu
 from ree.plan.args import Args
 from ree.plan.convolution import sizes_of
-from ree.plan.layout import Layout, view
+from ree.plan.layout import Layout, merge_batch, view
 from ree.plan.planning import space_of
 from ree.plan.schedule_attention import attention
 from ree.plan.schedule_experts import experts
@@ -55,14 +55,14 @@ def matmul(p: Planner, value: int, epilogue: Step | None) -> list[Step]:
     else:
         layout_b, slot_b = p.layouts[b], p.pointer(b)
         args.point(b=slot_b)
-    batch = _merge_batch(layout_a, layout_b)
+    batch = merge_batch(layout_a, layout_b)
     if len(batch) > _BATCH_AXES_MAX:  # rare: more batch axes than the kernel walks
         layout_a, slot_a, copy_a = p.dense(a)
         layout_b, slot_b, copy_b = p.dense(b)
         args.pointers = []
         args.point(b=slot_b)
         steps += [copy_a, copy_b]
-        batch = _merge_batch(layout_a, layout_b)
+        batch = merge_batch(layout_a, layout_b)
     args.point(a=slot_a, c=p.pointer(value))
     args.set(m=m, n=n, k=k, b_packed=packed, c_row=n, batch_dims=len(batch))
     args.set(a_row=layout_a.strides[-2], a_k=layout_a.strides[-1])
@@ -86,20 +86,6 @@ def _matmul_i8(p: Planner, value: int, a: int, b: int) -> list[Step]:
     plan = matmul_i8_plan(cpu.kernels(), m, n, k, cpu.threads())
     step = args.step("matmul", "ree_matmul_i8", (m, n), (plan.row_grain, plan.col_grain), plan.scratch_bytes)
     return [*copies, step]
-
-
-def _merge_batch(a: Layout, b: Layout) -> list[tuple[int, int, int]]:
-    """Batch axes (extent, stride in a, stride in b), merged where both walk evenly."""
-    merged: list[tuple[int, int, int]] = []
-    strides_b = b.strides[:-2] or (0,) * (len(a.shape) - 2)
-    for extent, step_a, step_b in zip(a.shape[:-2], a.strides[:-2], strides_b, strict=True):
-        if extent == 1:
-            continue
-        if merged and merged[-1][1] == extent * step_a and merged[-1][2] == extent * step_b:
-            merged[-1] = (merged[-1][0] * extent, step_a, step_b)
-        else:
-            merged.append((extent, step_a, step_b))
-    return merged
 
 
 def _packed_matrix(p: Planner, b: int) -> Slot:
